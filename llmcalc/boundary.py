@@ -1,0 +1,217 @@
+"""What enters the library: checks of fields and arguments, and calls broadcast over arrays.
+
+* `whole_number`: one integer argument, checked.
+* `choice`: one of a few strings.
+* `smaller`: the minimum, of integers or arrays.
+* `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
+* `evaluate`: a fold over workload arguments that may be integers or integer arrays.
+* `elementwise`: a scalar function over such arguments, called for each element.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from llmcalc.errors import InvalidValueError, UnknownNameError
+
+if TYPE_CHECKING:
+    from attrs import Attribute
+    from numpy import integer
+    from numpy.typing import NDArray
+
+    #: An array of integers: int64, or Python ints in an object array where int64 could overflow.
+    IntArray: TypeAlias = NDArray[Any]
+    #: A scalar integer argument; NumPy's integer scalars are accepted.
+    Int: TypeAlias = int | integer[Any]
+
+__all__ = [
+    "choice",
+    "elementwise",
+    "evaluate",
+    "flag",
+    "instance_of",
+    "is_array",
+    "one_of",
+    "size",
+    "smaller",
+    "whole_number",
+]
+
+#: Arrays are computed in int64 while no intermediate can reach this; the factor of two below
+#: the type's own limit is for formulas that halve a product at the end.
+INT64_SAFE = 2**62
+
+#: No axis of a model comes near this; the limit keeps a corrupt config from passing as a model.
+LARGEST_SIZE = 2**48
+
+T = TypeVar("T")
+
+
+def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
+    """Return `value` as an `int`; refuse bools, floats and what is below `minimum`.
+
+    >>> from llmcalc.boundary import whole_number
+    >>> whole_number(3, "batch")
+    3
+    >>> whole_number(-3, "batch")
+    Traceback (most recent call last):
+        ...
+    llmcalc.errors.InvalidValueError: batch = -3: must be an integer of at least 0
+    """
+    if type(value) is int:
+        number = value
+    elif isinstance(value, bool):
+        raise InvalidValueError(field, value, "must be an integer, not a bool")
+    else:
+        try:
+            number = operator.index(value)  # type: ignore[arg-type]  # refused below if it has none
+        except TypeError:
+            raise InvalidValueError(
+                field, value, f"must be an integer of at least {minimum}"
+            ) from None
+    if number < minimum:
+        raise InvalidValueError(field, value, f"must be an integer of at least {minimum}")
+    return number
+
+
+def choice(value: object, field: str, allowed: Collection[str]) -> str:
+    """Return `value` if it is one of `allowed`, a few strings."""
+    if not isinstance(value, str):
+        raise InvalidValueError(field, value, f"must be one of {', '.join(sorted(allowed))}")
+    if value not in allowed:
+        raise UnknownNameError(field, value, allowed)
+    return value
+
+
+def size(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Check a size of a description (an `attrs` validator): a plain integer from 1 to 2**48."""
+    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+        raise InvalidValueError(attribute.name, value, "must be an int from 1 to 2**48")
+
+
+def flag(instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Check a flag of a description (an `attrs` validator): True or False and nothing else."""
+    if type(value) is not bool:
+        raise InvalidValueError(attribute.name, value, "must be True or False")
+
+
+def one_of(*allowed: str) -> Callable[[object, Attribute[Any], object], None]:
+    """Return an `attrs` validator for one of a few strings."""
+
+    def validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+        choice(value, attribute.name, allowed)
+
+    return validate
+
+
+def instance_of(*kinds: type) -> Callable[[object, Attribute[Any], object], None]:
+    """Return an `attrs` validator for instances of one of `kinds`."""
+
+    def validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+        if not isinstance(value, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise InvalidValueError(attribute.name, value, f"must be {names}")
+
+    return validate
+
+
+def is_array(value: object) -> bool:
+    """Whether `value` is a NumPy array. NumPy is not imported: without it there are no arrays."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """Return the smaller of two integers, or of integers and arrays element by element."""
+    if is_array(a) or is_array(b):
+        import numpy as np
+
+        return np.minimum(a, b)
+    return a if a < b else b
+
+
+def evaluate(fold: Callable[..., T], total: Callable[[T], int], /, **workload: object) -> T:
+    """Return ``fold(**workload)`` for integers, or for integer arrays that broadcast together.
+
+    With arrays, `fold` is first called with Python integers that bound every element; `total`
+    reads the largest value that this call met. Below 2**62 the arrays are computed in int64,
+    otherwise as arrays of Python integers, so that nothing overflows silently. For this to hold a
+    fold's intermediates must not exceed twice its total.
+    """
+    for value in workload.values():
+        if type(value) is not int and is_array(value):
+            return _evaluate_arrays(fold, total, workload)
+    return fold(**{field: whole_number(value, field) for field, value in workload.items()})
+
+
+def _evaluate_arrays(
+    fold: Callable[..., T], total: Callable[[T], int], workload: dict[str, object]
+) -> T:
+    import numpy as np
+
+    arrays = _broadcast(workload)
+    # A bound of at least 1 keeps one empty factor from hiding how large the others are.
+    bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
+    safe = max(total(fold(**bounds)), *bounds.values()) < INT64_SAFE
+    dtype = np.int64 if safe else np.object_
+    return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
+
+
+def elementwise(function: Callable[..., Any], /, **workload: object) -> Any:
+    """Return ``function(**workload)`` for integers; for arrays, an array of its results.
+
+    `function` is called with Python integers. The array is int64 where every result fits, and an
+    object array otherwise (large integers, or `None`).
+    """
+    if not any(is_array(value) for value in workload.values()):
+        return function(**{field: whole_number(v, field) for field, v in workload.items()})
+    import numpy as np
+
+    arrays = _broadcast(workload)
+    points = zip(*(array.astype(np.object_).ravel() for array in arrays.values()), strict=True)
+    results = [function(**dict(zip(arrays, point, strict=True))) for point in points]
+    small = all(result is not None and -INT64_SAFE < result < INT64_SAFE for result in results)
+    shape = next(iter(arrays.values())).shape
+    answer = np.empty(shape, dtype=np.int64 if small else np.object_)
+    answer.ravel()[:] = results
+    return answer
+
+
+def _broadcast(workload: dict[str, object]) -> dict[str, IntArray]:
+    import numpy as np
+
+    arrays = {field: integer_array(value, field) for field, value in workload.items()}
+    try:
+        broadcast = np.broadcast_arrays(*arrays.values())
+    except ValueError:
+        shapes = {field: array.shape for field, array in arrays.items()}
+        raise InvalidValueError(", ".join(arrays), shapes, "shapes must broadcast") from None
+    return dict(zip(arrays, broadcast, strict=True))
+
+
+def integer_array(value: object, field: str) -> IntArray:
+    """Return `value` as an array of integers of at least 0; refuse every other kind of element."""
+    import numpy as np
+
+    if not is_array(value):
+        return np.asarray(whole_number(value, field), dtype=np.object_)
+    assert isinstance(value, np.ndarray)
+    if value.dtype.kind == "O":
+        flat = [whole_number(element, field) for element in value.ravel()]
+        copy = np.empty(value.shape, dtype=np.object_)
+        copy.ravel()[:] = flat
+        return copy
+    if value.dtype.kind not in "iu":
+        raise InvalidValueError(field, value, f"must hold integers, not {value.dtype}")
+    if value.size and value.min() < 0:
+        raise InvalidValueError(field, int(value.min()), "must hold integers of at least 0")
+    # uint64 has values that int64 lacks; Python integers hold both.
+    return value.astype(np.object_) if value.dtype == np.uint64 else value
+
+
+def largest(array: IntArray) -> int:
+    """Return the largest element as a Python integer; 0 for an empty array."""
+    return int(array.max()) if array.size else 0

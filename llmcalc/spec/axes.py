@@ -1,0 +1,88 @@
+"""Axes: the named dimensions of tensors, and how tensor parallelism splits each by its name.
+
+* `Axis`: a name and a size.
+* `rank_size`: how much of an axis one rank holds.
+* `is_split`: whether tensor parallelism divides an axis at all.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from llmcalc.boundary import whole_number
+from llmcalc.errors import InvalidValueError
+
+__all__ = ["Axis", "check_ranks", "is_split", "rank_size"]
+
+#: What tensor parallelism does with an axis, by its name; an axis that is not named here is
+#: whole on every rank. "even": every rank holds the same share, so the degree must divide the
+#: size. "replicated": like "even", but where there are more ranks than entries, each entry lives
+#: on degree / size ranks. "uneven": the first ranks take the remainder, one entry each.
+_SPLITS: Final = {
+    "query_heads": "even",
+    "kv_heads": "replicated",
+    "inner": "even",
+    "vocab": "uneven",
+}
+
+
+@attrs.frozen
+class Axis:
+    """A named dimension of a tensor.
+
+    >>> from llmcalc.spec import Axis
+    >>> Axis("kv_heads", 8)
+    Axis(name='kv_heads', size=8)
+    """
+
+    name: str
+    size: int
+
+
+def is_split(axis: Axis) -> bool:
+    """Whether tensor parallelism divides this axis over the ranks."""
+    return axis.name in _SPLITS
+
+
+def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
+    """Return how many entries of `axis` the rank holds, of `tensor_parallel` ranks.
+
+    Rank 0 never holds less than another rank. Raises `llmcalc.LlmcalcError` where the degree does
+    not fit the axis, as serving engines do.
+
+    >>> from llmcalc.spec.axes import Axis, rank_size
+    >>> rank_size(Axis("kv_heads", 8), tensor_parallel=16, rank=0)
+    1
+    >>> [rank_size(Axis("vocab", 50257), tensor_parallel=2, rank=rank) for rank in (0, 1)]
+    [25129, 25128]
+    >>> rank_size(Axis("inner", 100), tensor_parallel=8, rank=0)
+    Traceback (most recent call last):
+        ...
+    llmcalc.errors.InvalidValueError: tensor_parallel = 8: must divide inner (100)
+    """
+    split = _SPLITS.get(axis.name)
+    if split is None or tensor_parallel == 1:
+        return axis.size
+    share, rest = divmod(axis.size, tensor_parallel)
+    if split == "uneven":
+        return share + (rank < rest)
+    if not rest:
+        return share
+    if split == "replicated":
+        if tensor_parallel % axis.size == 0:
+            return 1
+        rule = f"must divide {axis.name} ({axis.size}) or be a multiple of it"
+    else:
+        rule = f"must divide {axis.name} ({axis.size})"
+    raise InvalidValueError("tensor_parallel", tensor_parallel, rule)
+
+
+def check_ranks(tensor_parallel: object, rank: object) -> tuple[int, int]:
+    """Return the degree and the rank as checked integers."""
+    degree = whole_number(tensor_parallel, "tensor_parallel", minimum=1)
+    number = whole_number(rank, "rank")
+    if number >= degree:
+        raise InvalidValueError("rank", number, f"must be below tensor_parallel ({degree})")
+    return degree, number

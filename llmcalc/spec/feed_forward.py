@@ -1,0 +1,51 @@
+"""Feed-forward parts.
+
+* `FeedForward`: gated (three matrices) or plain (two).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal, TypeAlias, get_args
+
+import attrs
+
+from llmcalc.boundary import flag, one_of, size
+from llmcalc.spec.axes import Axis
+from llmcalc.spec.items import Item, Linear
+
+__all__ = ["Activation", "FeedForward"]
+
+#: The nonlinearity. ``"gelu_tanh"`` is GELU's tanh approximation. It changes no count.
+Activation: TypeAlias = Literal["relu", "silu", "gelu", "gelu_tanh"]
+
+
+@attrs.frozen(kw_only=True)
+class FeedForward:
+    """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
+
+    `input_bias` is the bias of gate and up, `output_bias` that of down.
+
+    >>> from llmcalc.spec import Axis, FeedForward
+    >>> part = FeedForward(inner_dim=128, gated=True, activation="silu")
+    >>> [item.name for item in part.items(Axis("embed", 64))]
+    ['gate', 'up', 'down']
+    """
+
+    group: ClassVar[str] = "feed_forward"
+
+    inner_dim: int = attrs.field(validator=size)
+    gated: bool = attrs.field(validator=flag)
+    activation: Activation = attrs.field(validator=one_of(*get_args(Activation)))
+    input_bias: bool = attrs.field(default=False, validator=flag)
+    output_bias: bool = attrs.field(default=False, validator=flag)
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the projections."""
+        inner = Axis("inner", self.inner_dim)
+        for name in ("gate", "up") if self.gated else ("up",):
+            yield Linear(name=name, into=(embed,), out=((inner,),), bias=self.input_bias)
+        yield Linear(name="down", into=(inner,), out=((embed,),), bias=self.output_bias)

@@ -1,0 +1,89 @@
+"""Items: what the parts of a model emit. An item states facts; it computes no number.
+
+* `Linear`: a matrix multiply with its weight and optional bias.
+* `Table`: a lookup table: rows are read, not multiplied.
+* `Scale`: elementwise parameters, such as a norm's weight.
+* `Cache`: what a request holds between steps.
+* `Mix`: weightless mixing over positions: attention scores and values.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import attrs
+
+from llmcalc.spec.axes import Axis
+from llmcalc.spec.spans import Span
+
+__all__ = ["Axes", "Cache", "CacheRole", "Item", "Linear", "Mix", "Scale", "Table", "Tokens"]
+
+#: The axes whose product is one dimension of a tensor.
+Axes: TypeAlias = tuple[Axis, ...]
+
+#: Which tokens pass through a matrix multiply: every new one, or only those that give logits.
+Tokens: TypeAlias = Literal["all", "logits"]
+
+#: What a cache holds. The role decides which format argument (``kv=`` ...) gives its elements.
+CacheRole: TypeAlias = Literal["kv"]
+
+
+@attrs.frozen(kw_only=True)
+class Linear:
+    """A matrix multiply: `into` is contracted, `out` is produced.
+
+    `out` has several pieces where one stored matrix produces several results, each split by
+    tensor parallelism in its own way. The weight has ``sum of the pieces`` rows and ``product of
+    into`` columns; a bias has one element a row. `storage` is the key under which several items
+    store one weight (a tied head); `None` is a weight of its own.
+    """
+
+    name: str
+    into: Axes
+    out: tuple[Axes, ...]
+    bias: bool = False
+    tokens: Tokens = "all"
+    storage: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Table:
+    """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`."""
+
+    name: str
+    rows: Axis
+    row: Axes
+    storage: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Scale:
+    """Elementwise parameters, one for each element of `axes`."""
+
+    name: str
+    axes: Axes
+
+
+@attrs.frozen(kw_only=True)
+class Cache:
+    """What one request holds: `shape` elements for each slot of its `span`."""
+
+    name: str
+    role: CacheRole
+    shape: Axes
+    span: Span
+
+
+@attrs.frozen(kw_only=True)
+class Mix:
+    """Attention's weightless work: `heads` queries of `query_key` elements score the positions of
+    `span`, and weigh values of `value` elements."""
+
+    name: str
+    heads: Axis
+    query_key: Axis
+    value: Axis
+    span: Span
+
+
+Item: TypeAlias = Linear | Table | Scale | Cache | Mix

@@ -1,0 +1,106 @@
+"""The ledger: every item of a model with how often it occurs. Every quantity is a fold over it.
+
+* `Entry`: one item, `count` times.
+* `StoredTensor`: one weight as it is stored, `count` times.
+* `Ledger`: the entries, and the views of them that folds loop over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from llmcalc.breakdown import Factor
+from llmcalc.spec.items import Axes, Cache, Item, Linear, Mix, Scale, Table
+
+__all__ = ["Entry", "Ledger", "StoredTensor"]
+
+
+@attrs.frozen
+class Entry:
+    """An item at its place: `path` is (group, layer label), `count` the layers that have it.
+
+    `count` is `None` for what stands outside the layers and occurs once.
+    """
+
+    path: tuple[str, str]
+    count: int | None
+    item: Item
+
+    @property
+    def name(self) -> tuple[str, ...]:
+        """The path of the item itself."""
+        return (*self.path, self.item.name)
+
+    @property
+    def times(self) -> tuple[Factor, ...]:
+        """The factor that counts the layers; none outside them."""
+        return () if self.count is None else ((self.count, "layers"),)
+
+
+@attrs.frozen
+class StoredTensor:
+    """A weight as it is stored, a matrix: `rows` and `columns` are each a sum of pieces.
+
+    A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
+    """
+
+    path: tuple[str, ...]
+    rows: tuple[Axes, ...]
+    columns: tuple[Axes, ...]
+    times: tuple[Factor, ...]
+
+
+#: The rows of a vector: one piece, the empty product.
+ONE_ROW: tuple[Axes, ...] = ((),)
+
+
+class Ledger:
+    """The entries of one model; `tensors` are its distinct stored weights.
+
+    >>> from llmcalc import ModelSpec
+    >>> spec = ModelSpec.dense(
+    ...     name="tiny", num_layers=2, num_query_heads=4, num_kv_heads=2,
+    ...     embed_dim=64, inner_dim=128, vocab_size=100,
+    ... )
+    >>> for entry in spec.ledger.entries[:3]:
+    ...     print(entry.name, entry.count)
+    ('embeddings', '', 'token') None
+    ('norms', 'decoder', 'attention_norm.weight') 2
+    ('attention', 'decoder', 'q') 2
+    """
+
+    __slots__ = ("caches", "entries", "linears", "mixes", "tensors")
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = tuple(entries)
+        self.tensors = tuple(_distinct_tensors(self.entries))
+        self.linears = tuple((e, e.item) for e in self.entries if isinstance(e.item, Linear))
+        self.mixes = tuple((e, e.item) for e in self.entries if isinstance(e.item, Mix))
+        self.caches = tuple((e, e.item) for e in self.entries if isinstance(e.item, Cache))
+
+
+def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
+    seen: set[str] = set()
+    for entry in entries:
+        item = entry.item
+        if isinstance(item, Linear | Table) and item.storage is not None:
+            if item.storage in seen:
+                continue
+            seen.add(item.storage)
+        for suffix, rows, columns in _shapes(item):
+            path = (*entry.path, item.name + suffix)
+            yield StoredTensor(path, rows, columns, entry.times)
+
+
+def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...]]]:
+    """Give the stored tensors of an item: suffix of the name, rows, columns."""
+    if isinstance(item, Linear):
+        yield ".weight", item.out, (item.into,)
+        if item.bias:
+            yield ".bias", ONE_ROW, item.out
+    elif isinstance(item, Table):
+        yield "", ((item.rows,),), (item.row,)
+    elif isinstance(item, Scale):
+        yield "", ONE_ROW, (item.axes,)

@@ -1,0 +1,291 @@
+"""The whole model: layers of residual blocks between an embedding and a head.
+
+* `Block`: a residual step: norm, parts, sum.
+* `Layer`: the blocks of one layer.
+* `LayerRun`: the same layer several times in a row.
+* `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
+  `ModelSpec.assignment_decoder` compose the usual ones from sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import attrs
+
+from llmcalc.boundary import choice, flag, instance_of, size, whole_number
+from llmcalc.errors import InvalidValueError
+from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.axes import Axis
+from llmcalc.spec.feed_forward import Activation, FeedForward
+from llmcalc.spec.ledger import Entry, Ledger
+from llmcalc.spec.parts import Embedding, Head, Norm
+
+__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "Part"]
+
+#: What a block can hold.
+Part: TypeAlias = Attention | FeedForward
+
+
+@attrs.frozen(kw_only=True)
+class Block:
+    """A residual step: ``x + part(norm(x))``. Without a norm, ``x + part(x)``."""
+
+    part: Part = attrs.field(validator=instance_of(Attention, FeedForward))
+    norm: Norm | None = attrs.field(
+        default=None, validator=attrs.validators.optional(instance_of(Norm))
+    )
+
+    def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
+        """Emit the block's items, under the group of the part and of the norms."""
+        group = self.part.group
+        if self.norm is not None:
+            for item in self.norm.items(f"{group}_norm", (embed,)):
+                yield Entry(("norms", label), count, item)
+        for item in self.part.items(embed):
+            yield Entry((group, label), count, item)
+
+
+@attrs.frozen(kw_only=True)
+class Layer:
+    """One layer: its residual blocks in order."""
+
+    blocks: tuple[Block, ...]
+
+
+@attrs.frozen(kw_only=True)
+class LayerRun:
+    """`count` equal layers in a row, under one label."""
+
+    count: int = attrs.field(validator=size)
+    label: str
+    layer: Layer = attrs.field(validator=instance_of(Layer))
+
+
+@attrs.frozen(kw_only=True, slots=False)
+class ModelSpec:
+    """A decoder, described by sizes. Every quantity of it is a fold over its `ledger`.
+
+    `max_positions` is the longest context that the model was made for, `None` where nothing
+    limits it. `checkpoint` names the format of the published weights where the config states it.
+    `notes` says what a reader left out or did not read.
+
+    >>> from llmcalc import ModelSpec, memory
+    >>> llama = ModelSpec.dense(
+    ...     name="llama-3-8b", num_layers=32, num_query_heads=32, num_kv_heads=8,
+    ...     embed_dim=4096, inner_dim=14336, vocab_size=128256,
+    ... )
+    >>> memory.parameters(llama).total
+    8030261248
+    """
+
+    name: str = attrs.field(validator=instance_of(str))
+    embed_dim: int = attrs.field(validator=size)
+    embedding: Embedding = attrs.field(validator=instance_of(Embedding))
+    layers: tuple[LayerRun, ...]
+    final_norm: Norm | None = attrs.field(validator=attrs.validators.optional(instance_of(Norm)))
+    head: Head = attrs.field(validator=instance_of(Head))
+    max_positions: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(size)
+    )
+    checkpoint: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __attrs_post_init__(self) -> None:
+        for run in self.layers:
+            for block in run.layer.blocks:
+                block.part.check_width(self.embed_dim)
+        learned = self.embedding.learned_positions
+        if learned is not None and (self.max_positions is None or self.max_positions > learned):
+            raise InvalidValueError(
+                "max_positions",
+                self.max_positions,
+                f"must be at most the {learned} learned positions",
+            )
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers."""
+        return sum(run.count for run in self.layers)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The items of the model, each with how often it occurs."""
+        return Ledger(self._entries())
+
+    def _entries(self) -> Iterator[Entry]:
+        embed = Axis("embed", self.embed_dim)
+        for item in self.embedding.items(embed):
+            yield Entry(("embeddings", ""), None, item)
+        for run in self.layers:
+            for block in run.layer.blocks:
+                yield from block.entries(run.label, run.count, embed)
+        if self.final_norm is not None:
+            for item in self.final_norm.items("final_norm", (embed,)):
+                yield Entry(("norms", ""), None, item)
+        for item in self.head.items(embed, self.embedding.vocab):
+            yield Entry(("head", ""), None, item)
+
+    @classmethod
+    def dense(
+        cls,
+        *,
+        name: str,
+        num_layers: int,
+        num_query_heads: int,
+        num_kv_heads: int,
+        embed_dim: int,
+        inner_dim: int,
+        vocab_size: int,
+        head_dim: int | None = None,
+        gated: bool = True,
+        activation: Activation = "silu",
+        norm: Literal["rms", "layer"] | None = "rms",
+        norm_eps: float = 1e-5,
+        positions: Literal["rotary", "learned", "none"] = "rotary",
+        rotary_theta: float = 10000.0,
+        max_positions: int | None = None,
+        query_key_value_bias: bool = False,
+        attention_output: bool = True,
+        attention_output_bias: bool = False,
+        feed_forward_bias: bool = False,
+        tied_head: bool = False,
+        head_bias: bool = False,
+    ) -> ModelSpec:
+        """Return a dense decoder; by default a Llama: RMSNorm, rotary, gated, no biases, untied.
+
+        Every layer is ``x + attention(norm(x))``, then ``x + feed_forward(norm(x))``; a norm
+        stands before the head. `head_dim` is ``embed_dim / num_query_heads`` unless given.
+        Learned positions need `max_positions`, the rows of their table. Raises
+        `llmcalc.LlmcalcError` for sizes that contradict each other.
+
+        >>> from llmcalc import ModelSpec, memory
+        >>> gpt2 = ModelSpec.dense(
+        ...     name="gpt2", num_layers=12, num_query_heads=12, num_kv_heads=12, embed_dim=768,
+        ...     inner_dim=3072, vocab_size=50257, gated=False, activation="gelu_tanh",
+        ...     norm="layer", positions="learned", max_positions=1024, query_key_value_bias=True,
+        ...     attention_output_bias=True, feed_forward_bias=True, tied_head=True,
+        ... )
+        >>> memory.parameters(gpt2).total
+        124439808
+        """
+        embed = whole_number(embed_dim, "embed_dim", minimum=1)
+        heads = whole_number(num_query_heads, "num_query_heads", minimum=1)
+        if head_dim is None and embed % heads:
+            raise InvalidValueError(
+                "num_query_heads", heads, f"must divide embed_dim ({embed}) without a head_dim"
+            )
+        choice(positions, "positions", ("rotary", "learned", "none"))
+        if positions == "learned" and max_positions is None:
+            raise InvalidValueError("max_positions", None, "learned positions need their number")
+        make_norm = None if norm is None else Norm(kind=norm, eps=norm_eps)
+        attention = Attention(
+            query_heads=heads,
+            kv_heads=whole_number(num_kv_heads, "num_kv_heads", minimum=1),
+            head_dim=embed // heads if head_dim is None else head_dim,
+            query_bias=query_key_value_bias,
+            key_bias=query_key_value_bias,
+            value_bias=query_key_value_bias,
+            output=attention_output,
+            output_bias=attention_output_bias,
+            rotary=Rotary(theta=rotary_theta) if positions == "rotary" else None,
+        )
+        feed_forward = FeedForward(
+            inner_dim=inner_dim,
+            gated=gated,
+            activation=activation,
+            input_bias=feed_forward_bias,
+            output_bias=feed_forward_bias,
+        )
+        blocks = (
+            Block(part=attention, norm=make_norm),
+            Block(part=feed_forward, norm=make_norm),
+        )
+        return cls(
+            name=name,
+            embed_dim=embed,
+            embedding=Embedding(
+                vocab_size=vocab_size,
+                learned_positions=max_positions if positions == "learned" else None,
+            ),
+            layers=(LayerRun(count=num_layers, label="decoder", layer=Layer(blocks=blocks)),),
+            final_norm=make_norm,
+            head=Head(tied=tied_head, bias=head_bias),
+            max_positions=max_positions,
+        )
+
+    @classmethod
+    def assignment(
+        cls,
+        *,
+        name: str,
+        num_layers: int,
+        num_query_heads: int,
+        num_kv_heads: int,
+        embed_dim: int,
+        inner_dim: int,
+        vocab_size: int,
+    ) -> ModelSpec:
+        """Return the model that the course assignment counts, which is not a Llama.
+
+        An ungated feed-forward with both biases, attention without the output projection, no
+        norms, no position parameters, an untied head.
+
+        >>> from llmcalc import ModelSpec, memory
+        >>> model = ModelSpec.assignment(
+        ...     name="assignment", num_layers=32, num_query_heads=32, num_kv_heads=8,
+        ...     embed_dim=4096, inner_dim=14336, vocab_size=128256,
+        ... )
+        >>> memory.parameters(model).total
+        5614665728
+        """
+        return cls.dense(
+            name=name,
+            num_layers=num_layers,
+            num_query_heads=num_query_heads,
+            num_kv_heads=num_kv_heads,
+            embed_dim=embed_dim,
+            inner_dim=inner_dim,
+            vocab_size=vocab_size,
+            gated=False,
+            activation="relu",
+            norm=None,
+            positions="none",
+            attention_output=False,
+            feed_forward_bias=True,
+        )
+
+    @classmethod
+    def assignment_decoder(
+        cls, *, vocab_size: int, d_model: int, d_ff: int, num_layers: int, max_seq_len: int
+    ) -> ModelSpec:
+        """Return the small decoder that the course assignment asks to implement.
+
+        One attention head as wide as the model, LayerNorm, a ReLU feed-forward with biases,
+        learned positions, an untied output projection with bias.
+
+        >>> from llmcalc import ModelSpec, memory
+        >>> model = ModelSpec.assignment_decoder(
+        ...     vocab_size=1000, d_model=256, d_ff=1024, num_layers=2, max_seq_len=2048
+        ... )
+        >>> memory.parameters(model).total
+        2615784
+        """
+        return cls.dense(
+            name="assignment-decoder",
+            num_layers=num_layers,
+            num_query_heads=1,
+            num_kv_heads=1,
+            embed_dim=d_model,
+            inner_dim=d_ff,
+            vocab_size=vocab_size,
+            gated=False,
+            activation="relu",
+            norm="layer",
+            positions="learned",
+            max_positions=max_seq_len,
+            feed_forward_bias=True,
+            head_bias=True,
+        )
