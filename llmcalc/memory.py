@@ -111,9 +111,7 @@ def weight_bytes(
     return _weight_bytes(spec, storage, degree, number)
 
 
-def _weight_bytes(
-    spec: ModelSpec, storage: Format, degree: int, rank: int
-) -> Breakdown[Bytes]:
+def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> Breakdown[Bytes]:
     terms = (
         Term(
             tensor.path,
@@ -205,7 +203,14 @@ def _cache_bytes(
         terms.append(
             Term(
                 entry.name,
-                (*_axes(outer, degree, 0), *stored[:-1], slots, *entry.times, stored[-1], *requests),
+                (
+                    *_axes(outer, degree, 0),
+                    *stored[:-1],
+                    slots,
+                    *entry.times,
+                    stored[-1],
+                    *requests,
+                ),
             )
         )
     return Breakdown(Bytes, "KV cache per request" if one else "KV cache", terms)
@@ -284,7 +289,9 @@ class Fit:
                 f"max batch size = floor({left} B left / {request} B per request) "
                 f"= {self.max_batch_size}"
             )
-        return "\n".join((self.weight_bytes.explain(), self.cache_bytes.explain(), batch, self.reason))
+        return "\n".join(
+            (self.weight_bytes.explain(), self.cache_bytes.explain(), batch, self.reason)
+        )
 
 
 def fit(
@@ -368,7 +375,7 @@ def max_batch_size(
     weights: str | Format,
     kv: str | Format,
     tensor_parallel: Int = 1,
-) -> int | None | IntArray:
+) -> int | IntArray | None:
     r"""Return the most requests of `context` tokens that fit on a device beside the weights.
 
     .. math:: b = \left\lfloor \frac{\text{device memory} - \text{weights}}
@@ -500,7 +507,7 @@ def max_context(
     kv: str | Format,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
-) -> ContextLimit | None | IntArray:
+) -> ContextLimit | IntArray | None:
     """Return the longest context, in tokens, that `batch` requests can have on a device.
 
     The answer is an integer whose `limited_by` says what limits it: ``"memory"``, or
@@ -568,7 +575,13 @@ def _longest_context(
 
 
 def gqa_kv_bytes(
-    *, num_layers: int, num_kv_heads: int, head_dim: int, context: int, batch: int, element_bytes: int
+    *,
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    context: int,
+    batch: int,
+    element_bytes: int,
 ) -> int:
     r"""Return the KV cache of grouped-query attention in every layer, in bytes.
 
@@ -616,9 +629,7 @@ def _axes(axes: Iterable[Axis], degree: int, rank: int) -> tuple[Factor, ...]:
     """Give the rank's share of each axis as a factor."""
     if degree == 1:
         return tuple([(axis.size, axis.name) for axis in axes])
-    return tuple(
-        [(rank_size(axis, tensor_parallel=degree, rank=rank), axis.name) for axis in axes]
-    )
+    return tuple([(rank_size(axis, tensor_parallel=degree, rank=rank), axis.name) for axis in axes])
 
 
 def _pieces(pieces: tuple[Axes, ...], degree: int = 1, rank: int = 0) -> tuple[Factor, ...]:

@@ -77,7 +77,8 @@ class Cache:
 @attrs.frozen(kw_only=True)
 class Mix:
     """Attention's weightless work: `heads` queries of `query_key` elements score the positions of
-    `span`, and weigh values of `value` elements."""
+    `span`, and weigh values of `value` elements.
+    """
 
     name: str
     heads: Axis

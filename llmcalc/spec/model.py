@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from llmcalc.boundary import choice, flag, instance_of, size, whole_number
+from llmcalc.boundary import choice, instance_of, size, whole_number
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
@@ -87,9 +87,7 @@ class ModelSpec:
     layers: tuple[LayerRun, ...]
     final_norm: Norm | None = attrs.field(validator=attrs.validators.optional(instance_of(Norm)))
     head: Head = attrs.field(validator=instance_of(Head))
-    max_positions: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(size)
-    )
+    max_positions: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     checkpoint: str | None = None
     notes: tuple[str, ...] = ()
 
