@@ -1,6 +1,8 @@
 """What enters the library: checks of fields and arguments, and calls broadcast over arrays.
 
 * `whole_number`: one integer argument, checked.
+* `count`: a workload argument, an integer or an integer array.
+* `flag_argument`: True or False.
 * `choice`: one of a few strings.
 * `smaller`: the minimum, of integers or arrays.
 * `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choice",
+    "count",
     "elementwise",
     "evaluate",
     "flag",
+    "flag_argument",
     "instance_of",
     "is_array",
     "one_of",
@@ -77,6 +81,18 @@ def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
     return number
 
 
+def count(value: object, field: str) -> int | IntArray:
+    """Return a workload argument, an integer or an array of integers of at least 0, checked."""
+    return integer_array(value, field) if is_array(value) else whole_number(value, field)
+
+
+def flag_argument(value: object, field: str) -> bool:
+    """Return `value` if it is True or False and nothing else."""
+    if type(value) is not bool:
+        raise InvalidValueError(field, value, "must be True or False")
+    return value
+
+
 def choice(value: object, field: str, allowed: Collection[str]) -> str:
     """Return `value` if it is one of `allowed`, a few strings."""
     if not isinstance(value, str):
@@ -86,22 +102,21 @@ def choice(value: object, field: str, allowed: Collection[str]) -> str:
     return value
 
 
-def size(instance: object, attribute: Attribute[Any], value: object) -> None:
+def size(_instance: object, attribute: Attribute[Any], value: object) -> None:
     """Check a size of a description (an `attrs` validator): a plain integer from 1 to 2**48."""
     if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
         raise InvalidValueError(attribute.name, value, "must be an int from 1 to 2**48")
 
 
-def flag(instance: object, attribute: Attribute[Any], value: object) -> None:
+def flag(_instance: object, attribute: Attribute[Any], value: object) -> None:
     """Check a flag of a description (an `attrs` validator): True or False and nothing else."""
-    if type(value) is not bool:
-        raise InvalidValueError(attribute.name, value, "must be True or False")
+    flag_argument(value, attribute.name)
 
 
 def one_of(*allowed: str) -> Callable[[object, Attribute[Any], object], None]:
     """Return an `attrs` validator for one of a few strings."""
 
-    def validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+    def validate(_instance: object, attribute: Attribute[Any], value: object) -> None:
         choice(value, attribute.name, allowed)
 
     return validate
@@ -110,7 +125,7 @@ def one_of(*allowed: str) -> Callable[[object, Attribute[Any], object], None]:
 def instance_of(*kinds: type) -> Callable[[object, Attribute[Any], object], None]:
     """Return an `attrs` validator for instances of one of `kinds`."""
 
-    def validate(instance: object, attribute: Attribute[Any], value: object) -> None:
+    def validate(_instance: object, attribute: Attribute[Any], value: object) -> None:
         if not isinstance(value, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise InvalidValueError(attribute.name, value, f"must be {names}")
@@ -160,7 +175,7 @@ def _evaluate_arrays(
     return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
 
 
-def elementwise(function: Callable[..., Any], /, **workload: object) -> Any:
+def elementwise(function: Callable[..., T], /, **workload: object) -> T | IntArray:
     """Return ``function(**workload)`` for integers; for arrays, an array of its results.
 
     `function` is called with Python integers. The array is int64 where every result fits, and an
@@ -198,7 +213,7 @@ def integer_array(value: object, field: str) -> IntArray:
 
     if not is_array(value):
         return np.asarray(whole_number(value, field), dtype=np.object_)
-    assert isinstance(value, np.ndarray)
+    value = np.asarray(value)
     if value.dtype.kind == "O":
         flat = [whole_number(element, field) for element in value.ravel()]
         copy = np.empty(value.shape, dtype=np.object_)

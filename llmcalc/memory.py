@@ -25,9 +25,9 @@ fragmentation or the engine's own use. GB is 10**9 bytes, GiB is 2**30.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import attrs
 
@@ -35,14 +35,13 @@ from llmcalc import formats
 from llmcalc.boundary import elementwise, evaluate, is_array, whole_number
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import Axis, check_ranks, rank_size
+from llmcalc.spec.axes import check_ranks, factors
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Params, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format
-    from llmcalc.spec.items import Axes
 
 __all__ = [
     "ContextLimit",
@@ -77,7 +76,7 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
       total 320 parameters
     """
     terms = (
-        Term(tensor.path, (*_pieces(tensor.rows), *_pieces(tensor.columns), *tensor.times))
+        Term(tensor.path, (*factors(tensor.rows), *factors(tensor.columns), *tensor.times))
         for tensor in spec.ledger.tensors
     )
     return Breakdown(Params, f"Parameters of {spec.name}", terms)
@@ -116,8 +115,8 @@ def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> B
         Term(
             tensor.path,
             (
-                *_pieces(tensor.rows, degree, rank),
-                *_stored(_pieces(tensor.columns, degree, rank), storage),
+                *factors(tensor.rows, degree, rank),
+                *_stored(factors(tensor.columns, degree, rank), storage),
                 *tensor.times,
             ),
         )
@@ -198,13 +197,13 @@ def _cache_bytes(
     terms = []
     for entry, cache in spec.ledger.caches:
         *outer, inner = cache.shape
-        stored = _stored(_axes((inner,), degree, 0), element)
+        stored = _stored(factors(((inner,),), degree, 0), element)
         slots = (cache.span.slots(context), cache.span.slot_name)
         terms.append(
             Term(
                 entry.name,
                 (
-                    *_axes(outer, degree, 0),
+                    *factors((tuple(outer),), degree, 0),
                     *stored[:-1],
                     slots,
                     *entry.times,
@@ -460,7 +459,7 @@ class ContextLimit(int):
 
     limited_by: Literal["memory", "positions"]
 
-    def __new__(cls, tokens: int, limited_by: Literal["memory", "positions"]) -> ContextLimit:
+    def __new__(cls, tokens: int, limited_by: Literal["memory", "positions"]) -> Self:  # noqa: D102
         limit = super().__new__(cls, tokens)
         limit.limited_by = limited_by
         return limit
@@ -538,8 +537,8 @@ def max_context(
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:
-            request = _cache_bytes(spec, tokens, 1, element, degree).total
-            return weight_total + batch * request <= device_memory
+            request = _cache_bytes(spec, tokens, 1, element, degree)
+            return weight_total + batch * _total(request) <= device_memory
 
         return _longest_context(spec, batch, fits)
 
@@ -623,22 +622,6 @@ def _weight_format(spec: ModelSpec, weights: str | Format) -> Format:
 
 def _total(breakdown: Breakdown[Any, int]) -> int:
     return breakdown.total
-
-
-def _axes(axes: Iterable[Axis], degree: int, rank: int) -> tuple[Factor, ...]:
-    """Give the rank's share of each axis as a factor."""
-    if degree == 1:
-        return tuple([(axis.size, axis.name) for axis in axes])
-    return tuple([(rank_size(axis, tensor_parallel=degree, rank=rank), axis.name) for axis in axes])
-
-
-def _pieces(pieces: tuple[Axes, ...], degree: int = 1, rank: int = 0) -> tuple[Factor, ...]:
-    """Give the rank's share of a sum of pieces: a factor an axis, or one for several pieces."""
-    if len(pieces) == 1:
-        return _axes(pieces[0], degree, rank)
-    factors = [_axes(piece, degree, rank) for piece in pieces]
-    sizes = sum(prod(size for size, _ in piece) for piece in factors)
-    return ((sizes, " + ".join("*".join(name for _, name in piece) for piece in factors)),)
 
 
 def _stored(columns: tuple[Factor, ...], storage: Format) -> tuple[Factor, ...]:

@@ -1,17 +1,20 @@
 """Axes: the named dimensions of tensors, and how tensor parallelism splits each by its name.
 
 * `Axis`: a name and a size.
+* `factors`: a dimension's share on one rank as the named factors of a term.
 * `rank_size`: how much of an axis one rank holds.
 * `is_split`: whether tensor parallelism divides an axis at all.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from math import prod
+from typing import Final, TypeAlias
 
 import attrs
 
 from llmcalc.boundary import whole_number
+from llmcalc.breakdown import Factor
 from llmcalc.errors import InvalidValueError
 
 __all__ = ["Axis", "check_ranks", "is_split", "rank_size"]
@@ -39,6 +42,38 @@ class Axis:
 
     name: str
     size: int
+
+
+#: The axes whose product is one dimension of a tensor.
+Axes: TypeAlias = tuple[Axis, ...]
+
+
+def factors(
+    pieces: tuple[Axes, ...], tensor_parallel: int = 1, rank: int = 0
+) -> tuple[Factor, ...]:
+    """Return what the rank holds of a dimension that is the sum of `pieces`, as named factors.
+
+    One piece gives a factor for each of its axes; several give one factor, their sum.
+
+    >>> from llmcalc.spec.axes import Axis, factors
+    >>> heads, width = Axis("query_heads", 8), Axis("head_dim", 64)
+    >>> factors(((heads, width),), tensor_parallel=2)
+    ((4, 'query_heads'), (64, 'head_dim'))
+    >>> factors(((heads, width), (Axis("latent", 5),)))
+    ((517, 'query_heads*head_dim + latent'),)
+    """
+    if len(pieces) == 1:
+        if tensor_parallel == 1:
+            return tuple([(axis.size, axis.name) for axis in pieces[0]])
+        return tuple(
+            [
+                (rank_size(axis, tensor_parallel=tensor_parallel, rank=rank), axis.name)
+                for axis in pieces[0]
+            ]
+        )
+    parts = [factors((piece,), tensor_parallel, rank) for piece in pieces]
+    total = sum(prod(size for size, _ in part) for part in parts)
+    return ((total, " + ".join("*".join(name for _, name in part) for part in parts)),)
 
 
 def is_split(axis: Axis) -> bool:

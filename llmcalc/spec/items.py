@@ -13,13 +13,10 @@ from typing import Literal, TypeAlias
 
 import attrs
 
-from llmcalc.spec.axes import Axis
+from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.spans import Span
 
-__all__ = ["Axes", "Cache", "CacheRole", "Item", "Linear", "Mix", "Scale", "Table", "Tokens"]
-
-#: The axes whose product is one dimension of a tensor.
-Axes: TypeAlias = tuple[Axis, ...]
+__all__ = ["Cache", "CacheRole", "Item", "Linear", "Mix", "Scale", "Table", "Tokens"]
 
 #: Which tokens pass through a matrix multiply: every new one, or only those that give logits.
 Tokens: TypeAlias = Literal["all", "logits"]

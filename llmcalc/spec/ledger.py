@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from llmcalc.breakdown import Factor
-from llmcalc.spec.items import Axes, Cache, Item, Linear, Mix, Scale, Table
+from llmcalc.spec.axes import Axes
+from llmcalc.spec.items import Cache, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "StoredTensor"]
 
@@ -71,13 +72,11 @@ class Ledger:
     ('attention', 'decoder', 'q') 2
     """
 
-    __slots__ = ("caches", "entries", "linears", "mixes", "tensors")
+    __slots__ = ("caches", "entries", "tensors")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
         self.tensors = tuple(_distinct_tensors(self.entries))
-        self.linears = tuple((e, e.item) for e in self.entries if isinstance(e.item, Linear))
-        self.mixes = tuple((e, e.item) for e in self.entries if isinstance(e.item, Mix))
         self.caches = tuple((e, e.item) for e in self.entries if isinstance(e.item, Cache))
 
 

@@ -13,8 +13,8 @@ from typing import Literal
 import attrs
 
 from llmcalc.boundary import flag, one_of, size
-from llmcalc.spec.axes import Axis
-from llmcalc.spec.items import Axes, Item, Linear, Scale, Table
+from llmcalc.spec.axes import Axes, Axis
+from llmcalc.spec.items import Item, Linear, Scale, Table
 
 __all__ = ["TOKEN_TABLE", "Embedding", "Head", "Norm"]
 
