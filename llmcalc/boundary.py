@@ -52,6 +52,7 @@ INT64_SAFE = 2**62
 LARGEST_SIZE = 2**48
 
 T = TypeVar("T")
+N = TypeVar("N", bound="int | None")
 
 
 def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
@@ -175,7 +176,7 @@ def _evaluate_arrays(
     return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
 
 
-def elementwise(function: Callable[..., T], /, **workload: object) -> T | IntArray:
+def elementwise(function: Callable[..., N], /, **workload: object) -> N | IntArray:
     """Return ``function(**workload)`` for integers; for arrays, an array of its results.
 
     `function` is called with Python integers. The array is int64 where every result fits, and an
@@ -190,7 +191,7 @@ def elementwise(function: Callable[..., T], /, **workload: object) -> T | IntArr
     results = [function(**dict(zip(arrays, point, strict=True))) for point in points]
     small = all(result is not None and -INT64_SAFE < result < INT64_SAFE for result in results)
     shape = next(iter(arrays.values())).shape
-    answer = np.empty(shape, dtype=np.int64 if small else np.object_)
+    answer: IntArray = np.empty(shape, dtype=np.int64 if small else np.object_)
     answer.ravel()[:] = results
     return answer
 

@@ -1,0 +1,195 @@
+"""A ``config.json`` as readers see it: typed, checked, with the defaults of its model class.
+
+* `Config`: one configuration; its getters name the field, the value and the rule when they refuse.
+* `read_json`: the mapping in a ``config.json`` file.
+
+A null field is not an absent field: null stays `None`, an absent field takes the default of the
+model class (from ``defaults/<model_type>.json``, which names its source). Sizes that every
+published config states are required, so that no other model is silently put in their place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+from llmcalc.boundary import LARGEST_SIZE
+from llmcalc.errors import InvalidValueError, LlmcalcError
+
+__all__ = ["Config", "read_json"]
+
+#: A config.json is a few kilobytes; what is larger than this is not one.
+LARGEST_FILE: Final = 8 * 2**20
+
+#: No decoder has more layers than this; the limit keeps per-layer plans small.
+MOST_LAYERS: Final = 10_000
+
+#: Fields of any configuration that say nothing about the decoder's shape: bookkeeping of the
+#: library that wrote the file, and settings of training, tokenization and generation.
+_BOOKKEEPING: Final = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation
+    _name_or_path auto_map bad_words_ids begin_suppress_tokens decoder_start_token_id
+    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
+    gradient_checkpointing length_penalty max_length min_length model_type n_ctx
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    output_attentions output_scores prefix pretraining_tp pruned_heads quantization_config
+    remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature text_config tf_legacy_loss
+    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
+    transformers.js_config typical_p unsloth_version use_bfloat16
+    """.split()
+)
+
+_FORMATS: Final = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float64": "fp64",
+    "float": "fp32",
+    "half": "fp16",
+}
+
+_DEFAULTS_FOLDER: Final = os.path.join(os.path.dirname(__file__), "defaults")  # noqa: PTH118, PTH120
+
+
+class Config:
+    """One configuration of a known model type.
+
+    `values` is the mapping of the ``config.json``. With `nested`, the configuration stands inside
+    a multimodal one, which may leave out everything that is the class default, sizes too.
+    """
+
+    def __init__(self, values: Mapping[str, Any], *, model_type: str, nested: bool = False) -> None:
+        with open(  # noqa: PTH123  # pathlib costs more to import than this reader takes
+            os.path.join(_DEFAULTS_FOLDER, f"{model_type}.json"),  # noqa: PTH118
+            encoding="utf-8",
+        ) as file:
+            known = json.load(file)
+        self.model_type = model_type
+        self._values = values
+        self._nested = nested
+        self._defaults: dict[str, Any] = known["fields"]
+        self._aliases: dict[str, str] = known["aliases"]
+        self._read: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values or self._aliases.get(name) in self._values
+
+    def get(self, name: str) -> Any:
+        """Return the field as it is given, or else the default of the model class."""
+        return self._find(name, required=False)
+
+    def _find(self, name: str, *, required: bool) -> Any:
+        own = self._aliases.get(name, name)
+        self._read.update((name, own))
+        given = [self._values[key] for key in dict.fromkeys((own, name)) if key in self._values]
+        if len(given) == 2 and given[0] != given[1]:
+            raise InvalidValueError(
+                name, given[1], f"contradicts {own} ({given[0]!r}), which is the same field"
+            )
+        if given:
+            return given[0]
+        if required and not self._nested:
+            raise LlmcalcError(
+                f"{own}: is missing; the config.json of a {self.model_type} must state it"
+            )
+        if own in self._defaults:
+            return self._defaults[own]
+        raise LlmcalcError(f"{own}: is missing, and {self.model_type} has no default for it")
+
+    def required_size(self, name: str) -> int:
+        """Return a size that the file itself must state."""
+        return self._size(name, self._find(name, required=True))
+
+    def size(self, name: str) -> int:
+        """Return a size; absent, it is the default of the model class."""
+        return self._size(name, self.get(name))
+
+    def optional_size(self, name: str) -> int | None:
+        """Return a size, or `None` where the field is null."""
+        value = self.get(name)
+        return None if value is None else self._size(name, value)
+
+    def _size(self, name: str, value: object) -> int:
+        if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+            raise InvalidValueError(
+                self._aliases.get(name, name), value, "must be an integer from 1 to 2**48"
+            )
+        return value
+
+    def num_layers(self) -> int:
+        """Return the number of layers."""
+        layers = self.required_size("num_hidden_layers")
+        if layers > MOST_LAYERS:
+            raise InvalidValueError("num_hidden_layers", layers, f"must be at most {MOST_LAYERS}")
+        return layers
+
+    def flag(self, name: str) -> bool:
+        """Return a flag."""
+        value = self.get(name)
+        if type(value) is not bool:
+            raise InvalidValueError(self._aliases.get(name, name), value, "must be true or false")
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a string."""
+        value = self.get(name)
+        if type(value) is not str:
+            raise InvalidValueError(self._aliases.get(name, name), value, "must be a string")
+        return value
+
+    def number(self, name: str) -> float:
+        """Return a positive number."""
+        value = self.get(name)
+        if type(value) not in {int, float} or not 0 < value < float("inf"):
+            raise InvalidValueError(
+                self._aliases.get(name, name), value, "must be a positive number"
+            )
+        return float(value)
+
+    def mapping(self, name: str) -> Mapping[str, Any] | None:
+        """Return a nested mapping, or `None` where the field is null."""
+        value = self.get(name)
+        if value is not None and not isinstance(value, Mapping):
+            raise InvalidValueError(name, value, "must be an object or null")
+        return value
+
+    def checkpoint_format(self) -> str | None:
+        """Return the format of the checkpoint's weights, `None` where the file does not say."""
+        self._read.update(("dtype", "torch_dtype"))
+        value = self._values.get("dtype", self._values.get("torch_dtype"))
+        if value is None or self._values.get("quantization_config") is not None:
+            return None
+        known = isinstance(value, str) and _FORMATS.get(value.removeprefix("torch."))
+        if not known:
+            raise InvalidValueError("torch_dtype", value, f"must be one of {', '.join(_FORMATS)}")
+        return known
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the given fields that neither the reader nor the model class knows."""
+        known = self._read | _BOOKKEEPING | self._defaults.keys() | self._aliases.keys()
+        return tuple(sorted(self._values.keys() - known))
+
+
+def read_json(path: str) -> Mapping[str, Any]:
+    """Return the mapping in a ``config.json``; `path` is the file or the folder that has it."""
+    if os.path.isdir(path):  # noqa: PTH112
+        path = os.path.join(path, "config.json")  # noqa: PTH118
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            text = file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as problem:
+        raise InvalidValueError("source", path, f"cannot be read: {problem}") from problem
+    if len(text) > LARGEST_FILE:
+        raise InvalidValueError("source", path, f"is larger than {LARGEST_FILE} bytes")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise InvalidValueError("source", path, f"is not JSON: {problem}") from problem
+    if not isinstance(values, dict):
+        raise InvalidValueError("source", path, "must hold a JSON object")
+    return values

@@ -1,0 +1,55 @@
+"""Write the class defaults of transformers' configurations to llmcalc/huggingface/defaults.
+
+A ``config.json`` may leave out what its configuration class has a default for. This script reads
+those defaults from the installed transformers, one file a model type, so that they are facts with
+a source and not copied by hand:
+
+    python scripts/class_defaults.py llama mistral qwen2 gpt2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+TARGET = Path(__file__).parent.parent / "llmcalc" / "huggingface" / "defaults"
+
+
+def defaults(model_type: str) -> dict[str, object]:
+    """Return the fields of the class with their defaults, and its other spellings of fields."""
+    cls = CONFIG_MAPPING[model_type]
+    fields: dict[str, object] = {}
+    for field in dataclasses.fields(cls):
+        if field.default is not dataclasses.MISSING:
+            value = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        else:
+            continue
+        try:
+            json.dumps(value)
+        except TypeError:
+            continue
+        fields[field.name] = value
+    return {
+        "source": f"transformers {transformers.__version__}, {cls.__name__}",
+        "aliases": dict(cls.attribute_map),
+        "fields": dict(sorted(fields.items())),
+    }
+
+
+def main() -> None:
+    """Write one file for each model type named on the command line."""
+    TARGET.mkdir(exist_ok=True)
+    for model_type in sys.argv[1:]:
+        path = TARGET / f"{model_type}.json"
+        path.write_text(json.dumps(defaults(model_type), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
