@@ -29,19 +29,61 @@ MOST_LAYERS: Final = 10_000
 #: Fields of any configuration that say nothing about the decoder's shape: bookkeeping of the
 #: library that wrote the file, and settings of training, tokenization and generation.
 _BOOKKEEPING: Final = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _commit_hash _experts_implementation
-    _name_or_path auto_map bad_words_ids begin_suppress_tokens decoder_start_token_id
-    diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id
-    gradient_checkpointing length_penalty max_length min_length model_type n_ctx
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
-    output_attentions output_scores prefix pretraining_tp pruned_heads quantization_config
-    remove_invalid_values repetition_penalty return_dict_in_generate sep_token_id
-    suppress_tokens task_specific_params temperature text_config tf_legacy_loss
-    tie_encoder_decoder tokenizer_class top_k top_p torch_dtype torchscript
-    transformers.js_config typical_p unsloth_version use_bfloat16
-    """.split()
+    (
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_commit_hash",
+        "_experts_implementation",
+        "_name_or_path",
+        "auto_map",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "model_type",
+        "n_ctx",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_labels",
+        "num_return_sequences",
+        "output_attentions",
+        "output_scores",
+        "prefix",
+        "pretraining_tp",
+        "pruned_heads",
+        "quantization_config",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "task_specific_params",
+        "temperature",
+        "text_config",
+        "tf_legacy_loss",
+        "tie_encoder_decoder",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "typical_p",
+        "unsloth_version",
+        "use_bfloat16",
+    )
 )
 
 _FORMATS: Final = {
@@ -113,6 +155,10 @@ class Config:
         """Return a size, or `None` where the field is null."""
         value = self.get(name)
         return None if value is None else self._size(name, value)
+
+    def extra_size(self, name: str) -> int | None:
+        """Return a size that the model class has no field for, but uses where it is given."""
+        return self.optional_size(name) if name in self else None
 
     def _size(self, name: str, value: object) -> int:
         if type(value) is not int or not 1 <= value <= LARGEST_SIZE:

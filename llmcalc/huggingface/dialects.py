@@ -44,18 +44,17 @@ def llama(config: Config, name: str) -> ModelSpec:
 
 
 def mistral(config: Config, name: str) -> ModelSpec:
-    """Read a Mistral: every layer has the window, which is null for none
-    (``models/mistral/modeling_mistral.py``).
-    """
+    """Read a Mistral: every layer has the window, null for none (``modeling_mistral.py``)."""
     window = config.optional_size("sliding_window")
     span = Full() if window is None else Window(window)
     return gated_decoder(config, name, spans=[span] * config.num_layers())
 
 
 def qwen2(config: Config, name: str) -> ModelSpec:
-    """Read a Qwen2: biases on queries, keys and values; the window is off unless
-    ``use_sliding_window``, and then only from layer ``max_window_layers`` on
-    (``models/qwen2/configuration_qwen2.py`` and ``modeling_qwen2.py``).
+    """Read a Qwen2, which has biases on queries, keys and values.
+
+    Its window is off unless ``use_sliding_window``, and then only from layer
+    ``max_window_layers`` on (``models/qwen2/configuration_qwen2.py``, ``modeling_qwen2.py``).
     """
     layers = config.num_layers()
     window = config.optional_size("sliding_window") if config.flag("use_sliding_window") else None
@@ -125,7 +124,7 @@ def gated_decoder(
     """Compose the Llama-like decoder that many types are: RMSNorm, rotary, gated, pre-norm."""
     embed = config.required_size("hidden_size")
     heads = config.required_size("num_attention_heads")
-    width = config.optional_size("head_dim")
+    width = config.extra_size("head_dim")
     kv_heads = config.optional_size("num_key_value_heads")
     norm = Norm(kind="rms", eps=config.number("rms_norm_eps"))
     feed_forward = FeedForward(

@@ -73,8 +73,9 @@ class Cache:
 
 @attrs.frozen(kw_only=True)
 class Mix:
-    """Attention's weightless work: `heads` queries of `query_key` elements score the positions of
-    `span`, and weigh values of `value` elements.
+    """Attention's weightless work over the positions of `span`.
+
+    `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
     """
 
     name: str
