@@ -26,6 +26,7 @@ fragmentation or the engine's own use. GB is 10**9 bytes, GiB is 2**30.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -111,7 +112,7 @@ def weight_bytes(
 
 
 def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> Breakdown[Bytes]:
-    terms = (
+    terms = [
         Term(
             tensor.path,
             (
@@ -121,7 +122,7 @@ def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> B
             ),
         )
         for tensor in spec.ledger.tensors
-    )
+    ]
     return Breakdown(Bytes, f"Weights of {spec.name} in {storage.name}", terms)
 
 
@@ -215,16 +216,16 @@ def _cache_bytes(
     return Breakdown(Bytes, "KV cache per request" if one else "KV cache", terms)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Fit:
-    """Whether a batch fits on one device, and the working. `bool(fit)` is `fit.fits`.
+    """Whether a batch fits on one device, and the working. ``bool(fit)`` is ``fit.fits``.
 
-    All figures are bytes on one device, of rank 0, which no other rank exceeds.
+    All figures are bytes on one device, of rank 0, which no other rank exceeds; `cache_bytes` is
+    of one request.
     """
 
     device_memory: int
     weight_bytes: Breakdown[Bytes]
-    #: The cache of one request.
     cache_bytes: Breakdown[Bytes]
     batch: int
     context: int
@@ -232,10 +233,10 @@ class Fit:
     def __bool__(self) -> bool:
         return self.fits
 
-    @property
+    @cached_property
     def needed_bytes(self) -> int:
         """What the weights and the whole batch need."""
-        return self.weight_bytes.total + self.batch * self.cache_bytes.total
+        return self._weights + self.batch * self._request
 
     @property
     def fits(self) -> bool:
@@ -255,37 +256,43 @@ class Fit:
     @property
     def max_batch_size(self) -> int | None:
         """The most such requests that fit; `None` where they hold nothing."""
-        left = self.device_memory - self.weight_bytes.total
-        return _most_requests(left, self.cache_bytes.total)
+        left = self.device_memory - self._weights
+        if left < 0:
+            return 0
+        return left // self._request if self._request else None
+
+    @cached_property
+    def _weights(self) -> int:
+        return self.weight_bytes.total
+
+    @cached_property
+    def _request(self) -> int:
+        return self.cache_bytes.total
 
     @property
     def reason(self) -> str:
         """One sentence: what fits or what does not, and by how much."""
-        weights = self.weight_bytes.total
         memory = format_quantity(self.device_memory, Bytes)
-        if weights > self.device_memory:
-            return (
-                f"does not fit: the weights alone need {format_quantity(weights, Bytes)}, the "
-                f"device has {memory}; short by {format_quantity(weights - self.device_memory, Bytes)}"
-            )
-        if not self.fits:
-            return (
-                f"does not fit: weights and cache need {format_quantity(self.needed_bytes, Bytes)},"
-                f" the device has {memory}; short by {format_quantity(self.short_bytes, Bytes)}"
-            )
-        return f"fits: {format_quantity(self.left_bytes, Bytes)} of {memory} are left"
+        if self.fits:
+            return f"fits: {format_quantity(self.left_bytes, Bytes)} of {memory} are left"
+        alone = self._weights > self.device_memory
+        what = "the weights alone need" if alone else "weights and cache need"
+        needed = self._weights if alone else self.needed_bytes
+        return (
+            f"does not fit: {what} {format_quantity(needed, Bytes)}, the device has {memory}; "
+            f"short by {format_quantity(needed - self.device_memory, Bytes)}"
+        )
 
     def explain(self) -> str:
         """Return the working: weights, cache of one request, and the division."""
-        left = self.device_memory - self.weight_bytes.total
-        request = self.cache_bytes.total
+        left = self.device_memory - self._weights
         if left < 0:
             batch = "max batch size = 0: the weights do not fit"
-        elif not request:
+        elif not self._request:
             batch = "max batch size: not limited by memory (requests hold nothing)"
         else:
             batch = (
-                f"max batch size = floor({left} B left / {request} B per request) "
+                f"max batch size = floor({left} B left / {self._request} B per request) "
                 f"= {self.max_batch_size}"
             )
         return "\n".join(
@@ -437,12 +444,6 @@ def _max_batch_sizes(
         sizes = sizes.astype(np.object_)
         sizes[unlimited] = None
     return sizes
-
-
-def _most_requests(left: int, request: int) -> int | None:
-    if left < 0:
-        return 0
-    return left // request if request else None
 
 
 class ContextLimit(int):

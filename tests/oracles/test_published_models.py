@@ -1,0 +1,106 @@
+"""Configurations whose counts were measured on transformers' modules or are published."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from llmcalc import huggingface, load_model, memory, roofline
+from tests.truth import rows
+
+SUPPORTED = set(huggingface.supported())
+
+
+def _rows(name: str) -> list[Any]:
+    return [
+        pytest.param(row, id=row.get("model_id") or row["model_type"])
+        for row in rows(name)
+        if row["model_type"] in SUPPORTED
+    ]
+
+
+@pytest.mark.parametrize("row", _rows("real_models") + _rows("default_configs"))
+def test_parameters_are_those_of_the_module(row: dict[str, Any]) -> None:
+    assert memory.parameters(load_model(row["config"])).total == row["n_params"]
+
+
+@pytest.mark.parametrize("row", _rows("real_models") + _rows("default_configs"))
+def test_groups_are_those_of_the_module(row: dict[str, Any]) -> None:
+    # The measured breakdown names the groups otherwise, and gives a tied head no group.
+    names = {"embeddings": "embeddings", "lm_head": "head", "mixer": "attention"}
+    names |= {"mlp": "feed_forward", "norms": "norms"}
+    expected = {names[group]: size for group, size in row["breakdown"].items()}
+    assert dict(memory.parameters(load_model(row["config"])).by()) == expected
+
+
+def _has_window(row: dict[str, Any]) -> bool:
+    return any(group["sliding_window"] for group in row["transformers_cache_meta"]["groups"])
+
+
+@pytest.mark.parametrize(
+    "row", [param for param in _rows("real_models") if not _has_window(param.values[0])]
+)
+def test_cache_is_what_transformers_allocates_where_no_layer_has_a_window(
+    row: dict[str, Any],
+) -> None:
+    measured = row["transformers_cache_meta"]
+    total = memory.kv_cache_bytes(
+        load_model(row["config"]), context=measured["seq"], kv="bf16"
+    ).total
+    assert total == 2 * measured["elements_total"]
+
+
+@pytest.mark.parametrize("row", _rows("tiny_measured"))
+def test_flops_are_those_of_the_counter(row: dict[str, Any]) -> None:
+    spec = load_model(row["config"])
+    measured = row["flops"]
+    prefill = roofline.flops(
+        spec, batch=measured["batch"], new=measured["seq"], past=0, causal=False, logits="all"
+    )
+    decode = roofline.flops(
+        spec, batch=measured["batch"], new=1, past=measured["seq"], causal=False, logits="all"
+    )
+    if any(c.span.most_slots for _, c in spec.ledger.caches):
+        # Eager attention multiplies the full square of a prefill and masks the window after it.
+        apart = roofline.flops(spec, batch=measured["batch"], new=24, past=0, causal=True)
+        assert apart.total < measured["prefill_nocache"]
+    else:
+        assert prefill.total == measured["prefill_nocache"]
+    assert decode.total == measured["decode1_with_cache_past24"]
+
+
+@pytest.mark.parametrize(
+    ("model_id", "bytes_per_token"),
+    [
+        # layers * 2 * kv heads * head dim * 2 bytes, by hand from the published shapes
+        ("meta-llama/Meta-Llama-3-8B", 32 * 2 * 8 * 128 * 2),
+        ("meta-llama/Meta-Llama-3-70B", 80 * 2 * 8 * 128 * 2),
+        ("meta-llama/Llama-3.2-1B", 16 * 2 * 8 * 64 * 2),
+        ("mistralai/Mistral-7B-v0.3", 32 * 2 * 8 * 128 * 2),
+        ("Qwen/Qwen2.5-7B", 28 * 2 * 4 * 128 * 2),
+        ("openai-community/gpt2", 12 * 2 * 12 * 64 * 2),
+    ],
+)
+def test_cache_bytes_per_token_of_well_known_models(model_id: str, bytes_per_token: int) -> None:
+    [row] = [row for row in rows("real_models") if row["model_id"] == model_id]
+    spec = load_model(row["config"])
+    assert memory.kv_cache_bytes(spec, context=1, kv="bf16").total == bytes_per_token
+
+
+def test_a_config_is_read_without_torch_transformers_or_numpy() -> None:
+    program = """
+import sys
+from llmcalc import GiB, load_model, memory
+spec = load_model({"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+    "vocab_size": 128256})
+assert memory.parameters(spec).total == 8030261248
+assert memory.max_batch_size(
+    spec, device_memory=80 * GiB, context=1024, weights="bf16", kv="bf16") == 520
+heavy = {"torch", "transformers", "numpy", "matplotlib", "hypothesis", "safetensors", "tabulate"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
