@@ -76,10 +76,10 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
       final_norm.weight         64 embed = 64 parameters
       total 320 parameters
     """
-    terms = (
-        Term(tensor.path, (*factors(tensor.rows), *factors(tensor.columns), *tensor.times))
+    terms = [
+        Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
         for tensor in spec.ledger.tensors
-    )
+    ]
     return Breakdown(Params, f"Parameters of {spec.name}", terms)
 
 
@@ -112,17 +112,10 @@ def weight_bytes(
 
 
 def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> Breakdown[Bytes]:
-    terms = [
-        Term(
-            tensor.path,
-            (
-                *factors(tensor.rows, degree, rank),
-                *_stored(factors(tensor.columns, degree, rank), storage),
-                *tensor.times,
-            ),
-        )
-        for tensor in spec.ledger.tensors
-    ]
+    terms = []
+    for tensor in spec.ledger.tensors:
+        rows, columns = tensor.share(degree, rank)
+        terms.append(Term(tensor.path, rows + _stored(columns, storage) + tensor.times))
     return Breakdown(Bytes, f"Weights of {spec.name} in {storage.name}", terms)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from llmcalc.breakdown import Factor
-from llmcalc.spec.axes import Axes
+from llmcalc.spec.axes import Axes, factors
 from llmcalc.spec.items import Cache, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "StoredTensor"]
@@ -45,12 +45,30 @@ class StoredTensor:
     """A weight as it is stored, a matrix: `rows` and `columns` are each a sum of pieces.
 
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
+    `row_factors` and `column_factors` are the whole tensor's, which most folds need every time.
     """
 
     path: tuple[str, ...]
     rows: tuple[Axes, ...]
     columns: tuple[Axes, ...]
     times: tuple[Factor, ...]
+    row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
+    column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "row_factors", factors(self.rows))
+        object.__setattr__(self, "column_factors", factors(self.columns))
+
+    def share(
+        self, tensor_parallel: int, rank: int
+    ) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+        """Return the factors of the rows and of the columns that one rank holds."""
+        if tensor_parallel == 1:
+            return self.row_factors, self.column_factors
+        return (
+            factors(self.rows, tensor_parallel, rank),
+            factors(self.columns, tensor_parallel, rank),
+        )
 
 
 #: The rows of a vector: one piece, the empty product.
