@@ -344,9 +344,9 @@ class _Catalogue:
         fields = {name: value for name, value in row.items() if name != "aliases"}
         fields["notes"] = tuple(row.get("notes", ()))
         fields["sources"] = {
-            figure: "; ".join(self._references.get(part, part) for part in parts)
-            for parts, figures in map(dict.values, row["sources"])
-            for figure in figures
+            figure: "; ".join(self._references[key] for key in entry["from"])
+            for entry in row["sources"]
+            for figure in entry["figures"]
         }
         return DeviceSpec(**fields)
 
@@ -370,7 +370,11 @@ def _load() -> _Catalogue:
 _SEPARATORS: Final = str.maketrans("", "", " \t-_")
 
 #: Runtimes put vendor and brand before the model's name; the catalogue does not.
-_BRANDS: Final = "nvidia geforce tesla amd instinct intel google aws apple".split()
+_BRANDS: Final = (
+    *("nvidia", "geforce", "tesla"),
+    *("amd", "instinct"),
+    *("intel", "google", "aws", "apple"),
+)
 
 
 def _key(name: str) -> str:

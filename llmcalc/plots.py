@@ -1,0 +1,376 @@
+"""Pictures of what the library computes (extra ``plot``).
+
+Attention, against the ridge point of a device:
+
+* `prefill_intensity`: arithmetic intensity of prefill attention against context.
+* `decode_intensity`: arithmetic intensity of decode attention against batch size.
+
+Measurements:
+
+* `latency`: generation time with and without cache against prompt length.
+* `LatencyRow`: what `latency` reads of a measurement.
+
+Each function draws on the Axes it is given, or on one of a new figure, and returns it:
+``ax.figure.savefig("plot.png")`` writes it to a file. Nothing is shown, and pyplot, which keeps
+figures alive, is not used; matplotlib is imported when a picture is first drawn. Colours are
+those of Okabe and Ito, "Color universal design" (2008), and lines differ in their marks as well,
+so that they are told apart without colours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from llmcalc import hardware, roofline
+from llmcalc.boundary import flag_argument, is_array, whole_number
+from llmcalc.errors import InvalidValueError, MissingExtraError
+from llmcalc.hardware import DeviceSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from llmcalc.boundary import Int, IntArray
+    from llmcalc.roofline import Algorithm
+
+__all__ = ["LatencyRow", "decode_intensity", "latency", "prefill_intensity"]
+
+#: Okabe and Ito's colours that stand out on white, with a mark of its own for each algorithm.
+_STYLES: Final = {
+    "standard": ("#0072B2", "o"),
+    "flash": ("#D55E00", "s"),
+    "assignment": ("#009E73", "^"),
+}
+_RIDGE_COLOUR: Final = "#000000"
+_UNCACHED: Final = ("#D55E00", "s")
+_CACHED: Final = ("#0072B2", "o")
+
+#: Beyond this many points marks hide the line.
+_MOST_MARKS: Final = 24
+
+
+class LatencyRow(Protocol):
+    """What `latency` reads: the times of generating after a prompt of `prompt_length` tokens."""
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+
+    @property
+    def uncached_seconds(self) -> float:
+        """Median time without a cache."""
+
+    @property
+    def cached_seconds(self) -> float:
+        """Median time with a cache."""
+
+
+def prefill_intensity(
+    *,
+    contexts: Sequence[Int] | IntArray,
+    head_dim: Int,
+    element_bytes: Int,
+    algorithm: Algorithm | Sequence[Algorithm] = "standard",
+    query_heads: Int = 1,
+    kv_heads: Int = 1,
+    causal: bool = False,
+    softmax_flops: Int = 5,
+    device: DeviceSpec | str | None = None,
+    format: str = "bf16",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the arithmetic intensity of prefill attention, in FLOP/byte, against the context.
+
+    At every context as many queries as keys are attended; the values are those of
+    `llmcalc.roofline.attention_intensity`, whose arguments the others are. Several algorithms are
+    drawn as one line each. With a `device` (a `llmcalc.DeviceSpec` or a catalogued name) its
+    ridge point for `format` is drawn: work below that line is bound by memory, above it by
+    compute.
+
+    Draws on `ax`, or on a new figure, and returns the Axes. Raises `llmcalc.LlmcalcError` for
+    arguments that the formula refuses, where the device has no peak for `format`, and
+    (`MissingExtraError`) where matplotlib is not installed.
+
+    >>> from llmcalc import plots
+    >>> ax = plots.prefill_intensity(
+    ...     contexts=[256, 512, 1024], head_dim=128, element_bytes=2,
+    ...     algorithm=["standard", "flash"], device="H100-SXM-80GB",
+    ... )
+    >>> [round(float(y), 3) for y in ax.get_lines()[0].get_ydata()]
+    [43.083, 51.7, 57.444]
+    """
+    points = _points(contexts, "contexts")
+    lines = [
+        (
+            name,
+            _label(name),
+            "-",
+            [
+                roofline.attention_intensity(
+                    queries=context,
+                    keys=context,
+                    head_dim=head_dim,
+                    element_bytes=element_bytes,
+                    algorithm=name,
+                    query_heads=query_heads,
+                    kv_heads=kv_heads,
+                    causal=causal,
+                    softmax_flops=softmax_flops,
+                )
+                for context in points
+            ],
+        )
+        for name in _several(algorithm, "algorithm")
+    ]
+    ax = _intensities(points, lines, _ridge(device, format), ax)
+    ax.set_xlabel("context (tokens)")
+    pairs = ", causal" if causal else ""
+    ax.set_title(
+        f"Prefill attention{_sizes(head_dim, element_bytes, query_heads, kv_heads)}{pairs}"
+    )
+    return ax
+
+
+def decode_intensity(
+    *,
+    batches: Sequence[Int] | IntArray,
+    context: Int,
+    head_dim: Int,
+    element_bytes: Int,
+    algorithm: Algorithm | Sequence[Algorithm] = "standard",
+    shared_kv: bool | Sequence[bool] | None = None,
+    query_heads: Int = 1,
+    kv_heads: Int = 1,
+    softmax_flops: Int = 5,
+    device: DeviceSpec | str | None = None,
+    format: str = "bf16",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the arithmetic intensity of decode attention, in FLOP/byte, against the batch size.
+
+    Each of the batch's requests attends `context` keys with one query. `shared_kv` says whether
+    the whole batch reads one cache (a shared prefix) or each request its own; `None` is each
+    algorithm's own convention, and a sequence of both draws both. The other arguments are those
+    of `prefill_intensity`, and so are the ridge point, the result and the errors.
+
+    >>> from llmcalc import plots
+    >>> ax = plots.decode_intensity(
+    ...     batches=[1, 8, 64], context=1024, head_dim=128, element_bytes=2,
+    ...     shared_kv=[False, True], device="H100-SXM-80GB",
+    ... )
+    >>> [line.get_label() for line in ax.get_lines()[:2]]
+    ['standard, own KV each', 'standard, one KV shared']
+    """
+    points = _points(batches, "batches")
+    sharing: Sequence[bool | None] = (
+        (None,) if shared_kv is None else _several(shared_kv, "shared_kv")
+    )
+    for choice in sharing:
+        if choice is not None:
+            flag_argument(choice, "shared_kv")
+    lines = [
+        (
+            name,
+            _label(name, shared=name == "assignment" if shared is None else shared),
+            "--" if shared and len(sharing) > 1 else "-",
+            [
+                roofline.attention_intensity(
+                    queries=1,
+                    keys=context,
+                    batch=batch,
+                    head_dim=head_dim,
+                    element_bytes=element_bytes,
+                    algorithm=name,
+                    shared_kv=shared,
+                    query_heads=query_heads,
+                    kv_heads=kv_heads,
+                    softmax_flops=softmax_flops,
+                )
+                for batch in points
+            ],
+        )
+        for name in _several(algorithm, "algorithm")
+        for shared in sharing
+    ]
+    ax = _intensities(points, lines, _ridge(device, format), ax)
+    ax.set_xlabel("batch size (requests)")
+    sizes = _sizes(head_dim, element_bytes, query_heads, kv_heads)
+    ax.set_title(f"Decode attention, context {context}{sizes}")
+    return ax
+
+
+def latency(rows: Iterable[LatencyRow], *, ax: Axes | None = None) -> Axes:
+    """Draw the time of one generation, in seconds, with and without cache, against the prompt.
+
+    `rows` are measurements, one a prompt length; each point is marked with how many times
+    faster the cached generation was. Draws on `ax`, or on a new figure, and returns the Axes.
+    Raises `llmcalc.LlmcalcError` without rows or for a time that is not a positive number, and
+    (`MissingExtraError`) where matplotlib is not installed.
+
+    >>> from types import SimpleNamespace as Row
+    >>> from llmcalc import plots
+    >>> ax = plots.latency([
+    ...     Row(prompt_length=10, uncached_seconds=0.06, cached_seconds=0.02),
+    ...     Row(prompt_length=1000, uncached_seconds=1.5, cached_seconds=0.05),
+    ... ])
+    >>> [text.get_text() for text in ax.texts]
+    ['3x', '30x']
+    """
+    rows = sorted(rows, key=lambda row: row.prompt_length)
+    prompts = _points([row.prompt_length for row in rows], "prompt_length")
+    uncached = [_seconds(row.uncached_seconds, "uncached_seconds") for row in rows]
+    cached = [_seconds(row.cached_seconds, "cached_seconds") for row in rows]
+    ax = _new_axes(ax)
+    for label, seconds, (colour, mark) in (
+        ("without cache", uncached, _UNCACHED),
+        ("with cache", cached, _CACHED),
+    ):
+        ax.plot(prompts, seconds, color=colour, marker=_mark(mark, prompts), label=label)
+    for prompt, slow, fast in zip(prompts, uncached, cached, strict=True):
+        ax.annotate(
+            f"{slow / fast:.2g}x" if slow < 100 * fast else f"{slow / fast:.0f}x",
+            (prompt, max(slow, fast)),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize="small",
+        )
+    _scale(ax, prompts, base=10)
+    ax.set_xlabel("prompt length (tokens)")
+    ax.set_ylabel("median time (s)")
+    ax.set_title("Generation with and without KV cache (x: speed-up by the cache)")
+    return ax
+
+
+#: One line: algorithm, label, line style, values.
+_Line = tuple[str, str, str, list[float]]
+
+
+def _intensities(
+    points: list[int],
+    lines: list[_Line],
+    ridge: tuple[str, float] | None,
+    ax: Axes | None,
+) -> Axes:
+    ax = _new_axes(ax)
+    for name, label, style, values in lines:
+        colour, mark = _STYLES[name]
+        ax.plot(
+            points, values, color=colour, marker=_mark(mark, points), linestyle=style, label=label
+        )
+    if ridge is not None:
+        text, level = ridge
+        ax.axhline(level, color=_RIDGE_COLOUR, linestyle=":", linewidth=1.5)
+        left = _clearance(level, lines, points.index(min(points)))
+        right = _clearance(level, lines, points.index(max(points)))
+        ax.annotate(
+            text,
+            (0.0 if left >= right else 1.0, level),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(6 if left >= right else -6, 3),
+            textcoords="offset points",
+            ha="left" if left >= right else "right",
+            va="bottom",
+            fontsize="small",
+        )
+    _scale(ax, points, base=2)
+    ax.set_ylabel("arithmetic intensity (FLOP/byte)")
+    return ax
+
+
+def _clearance(level: float, lines: list[_Line], index: int) -> float:
+    """Return how far, by ratio, the lines stay from a level at one point."""
+    return min(abs(math.log(values[index] / level)) for *_, values in lines)
+
+
+def _scale(ax: Axes, points: Sequence[int], *, base: int) -> None:
+    """Set logarithmic axes with plain numbers at the ticks, and a legend that hides nothing."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    ax.set_xscale("log", base=base)
+    ax.set_yscale("log")
+    ax.margins(x=0.06, y=0.14)
+    plain = FuncFormatter(lambda value, _: f"{value:,.12g}".replace(",", " "))
+    ticks = sorted(set(points))
+    if len(ticks) <= 8 and all(b >= 1.4 * a for a, b in pairwise(ticks)):
+        ax.set_xticks(ticks)
+    else:
+        ax.xaxis.set_major_locator(LogLocator(base=base, numticks=9))
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(
+        LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,))
+    )
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(plain)
+    ax.grid(visible=True, color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def _new_axes(ax: Axes | None) -> Axes:
+    try:
+        from matplotlib.axes import Axes as MatplotlibAxes
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise MissingExtraError("llmcalc.plots", "matplotlib", "plot") from None
+    if ax is None:
+        axes: Axes = Figure(figsize=(7.0, 4.6), layout="constrained").subplots()
+        return axes
+    if not isinstance(ax, MatplotlibAxes):
+        raise InvalidValueError("ax", ax, "must be a matplotlib Axes or None")
+    return ax
+
+
+def _points(values: Any, field: str) -> list[int]:
+    if isinstance(values, str) or not (isinstance(values, Sequence) or is_array(values)):
+        raise InvalidValueError(field, values, "must be a sequence of integers")
+    points = [whole_number(value, field, minimum=1) for value in values]
+    if not points:
+        raise InvalidValueError(field, points, "must hold at least one integer")
+    return points
+
+
+def _several(value: Any, field: str) -> tuple[Any, ...]:
+    """Return one choice or a sequence of them as a tuple."""
+    choices = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else value
+    if not choices:
+        raise InvalidValueError(field, value, "must hold at least one choice")
+    return tuple(choices)
+
+
+def _seconds(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidValueError(field, value, "must be a number of seconds")
+    if not 0 < value < math.inf:
+        raise InvalidValueError(field, value, "must be a positive number of seconds")
+    return float(value)
+
+
+def _ridge(device: DeviceSpec | str | None, format: str) -> tuple[str, float] | None:
+    if device is None:
+        return None
+    spec = hardware.get(device)
+    ridge = spec.ridge_point(format)
+    return f"ridge point of {spec.name} in {format}: {ridge:.3g} FLOP/byte", ridge
+
+
+def _label(algorithm: str, *, shared: bool | None = None) -> str:
+    if shared is None:
+        return algorithm
+    return f"{algorithm}, {'one KV shared' if shared else 'own KV each'}"
+
+
+def _mark(mark: str, points: Sequence[object]) -> str:
+    return mark if len(points) <= _MOST_MARKS else ""
+
+
+def _sizes(head_dim: object, element_bytes: object, query_heads: object, kv_heads: object) -> str:
+    heads = "" if query_heads == 1 else f", {query_heads} query and {kv_heads} KV heads"
+    unit = "byte" if element_bytes == 1 else "bytes"
+    return f"{heads}, head_dim {head_dim}, {element_bytes} {unit} an element"
