@@ -28,6 +28,7 @@ from llmcalc import hardware, roofline
 from llmcalc.boundary import flag_argument, is_array, whole_number
 from llmcalc.errors import InvalidValueError, MissingExtraError
 from llmcalc.hardware import DeviceSpec
+from llmcalc.units import format_integer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,15 +38,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LatencyRow", "decode_intensity", "latency", "prefill_intensity"]
 
-#: Okabe and Ito's colours that stand out on white, with a mark of its own for each algorithm.
+#: Colour, mark and its size, of the colours that stand out on white. The marks are hollow and of
+#: different sizes, so that lines that coincide can all be seen.
 _STYLES: Final = {
-    "standard": ("#0072B2", "o"),
-    "flash": ("#D55E00", "s"),
-    "assignment": ("#009E73", "^"),
+    "standard": ("#0072B2", "o", 9.0),
+    "flash": ("#D55E00", "s", 6.5),
+    "assignment": ("#009E73", "^", 4.0),
 }
 _RIDGE_COLOUR: Final = "#000000"
-_UNCACHED: Final = ("#D55E00", "s")
-_CACHED: Final = ("#0072B2", "o")
+_UNCACHED: Final = ("#D55E00", "s", 6.0)
+_CACHED: Final = ("#0072B2", "o", 6.0)
 
 #: Beyond this many points marks hide the line.
 _MOST_MARKS: Final = 24
@@ -126,10 +128,9 @@ def prefill_intensity(
     ]
     ax = _intensities(points, lines, _ridge(device, format), ax)
     ax.set_xlabel("context (tokens)")
-    pairs = ", causal" if causal else ""
-    ax.set_title(
-        f"Prefill attention{_sizes(head_dim, element_bytes, query_heads, kv_heads)}{pairs}"
-    )
+    kind = "Causal prefill" if causal else "Prefill"
+    title = f"{kind} attention"
+    _title(ax, title, query_heads, kv_heads, head_dim=head_dim, element_bytes=element_bytes)
     return ax
 
 
@@ -196,8 +197,8 @@ def decode_intensity(
     ]
     ax = _intensities(points, lines, _ridge(device, format), ax)
     ax.set_xlabel("batch size (requests)")
-    sizes = _sizes(head_dim, element_bytes, query_heads, kv_heads)
-    ax.set_title(f"Decode attention, context {context}{sizes}")
+    title = f"Decode attention at context {format_integer(int(context))}"
+    _title(ax, title, query_heads, kv_heads, head_dim=head_dim, element_bytes=element_bytes)
     return ax
 
 
@@ -223,11 +224,8 @@ def latency(rows: Iterable[LatencyRow], *, ax: Axes | None = None) -> Axes:
     uncached = [_seconds(row.uncached_seconds, "uncached_seconds") for row in rows]
     cached = [_seconds(row.cached_seconds, "cached_seconds") for row in rows]
     ax = _new_axes(ax)
-    for label, seconds, (colour, mark) in (
-        ("without cache", uncached, _UNCACHED),
-        ("with cache", cached, _CACHED),
-    ):
-        ax.plot(prompts, seconds, color=colour, marker=_mark(mark, prompts), label=label)
+    _draw(ax, prompts, uncached, label="without cache", look=_UNCACHED)
+    _draw(ax, prompts, cached, label="with cache", look=_CACHED)
     for prompt, slow, fast in zip(prompts, uncached, cached, strict=True):
         ax.annotate(
             f"{slow / fast:.2g}x" if slow < 100 * fast else f"{slow / fast:.0f}x",
@@ -241,7 +239,7 @@ def latency(rows: Iterable[LatencyRow], *, ax: Axes | None = None) -> Axes:
     _scale(ax, prompts, base=10)
     ax.set_xlabel("prompt length (tokens)")
     ax.set_ylabel("median time (s)")
-    ax.set_title("Generation with and without KV cache (x: speed-up by the cache)")
+    ax.set_title("Generation with and without cache\n(x: how much faster with)", fontsize="medium")
     return ax
 
 
@@ -257,22 +255,18 @@ def _intensities(
 ) -> Axes:
     ax = _new_axes(ax)
     for name, label, style, values in lines:
-        colour, mark = _STYLES[name]
-        ax.plot(
-            points, values, color=colour, marker=_mark(mark, points), linestyle=style, label=label
-        )
+        _draw(ax, points, values, label=label, look=_STYLES[name], style=style)
     if ridge is not None:
         text, level = ridge
         ax.axhline(level, color=_RIDGE_COLOUR, linestyle=":", linewidth=1.5)
-        left = _clearance(level, lines, points.index(min(points)))
-        right = _clearance(level, lines, points.index(max(points)))
+        left = _left_is_free(points, lines, level)
         ax.annotate(
             text,
-            (0.0 if left >= right else 1.0, level),
+            (0.0 if left else 1.0, level),
             xycoords=ax.get_yaxis_transform(),
-            xytext=(6 if left >= right else -6, 3),
+            xytext=(6 if left else -6, 3),
             textcoords="offset points",
-            ha="left" if left >= right else "right",
+            ha="left" if left else "right",
             va="bottom",
             fontsize="small",
         )
@@ -281,9 +275,37 @@ def _intensities(
     return ax
 
 
-def _clearance(level: float, lines: list[_Line], index: int) -> float:
-    """Return how far, by ratio, the lines stay from a level at one point."""
-    return min(abs(math.log(values[index] / level)) for *_, values in lines)
+def _draw(
+    ax: Axes,
+    points: list[int],
+    values: list[float],
+    *,
+    label: str,
+    look: tuple[str, str, float],
+    style: str = "-",
+) -> None:
+    colour, mark, size = look
+    ax.plot(
+        points,
+        values,
+        color=colour,
+        linestyle=style,
+        marker=mark if len(points) <= _MOST_MARKS else "",
+        markersize=size,
+        markerfacecolor="none",
+        label=label,
+    )
+
+
+def _left_is_free(points: list[int], lines: list[_Line], level: float) -> bool:
+    """Whether the lines stay farther from a level, by ratio, in the left half than in the right."""
+    middle = math.sqrt(min(points) * max(points))
+    near = {True: math.inf, False: math.inf}
+    for *_, values in lines:
+        for point, value in zip(points, values, strict=True):
+            side = point <= middle
+            near[side] = min(near[side], abs(math.log(value / level)))
+    return near[True] >= near[False]
 
 
 def _scale(ax: Axes, points: Sequence[int], *, base: int) -> None:
@@ -293,7 +315,9 @@ def _scale(ax: Axes, points: Sequence[int], *, base: int) -> None:
     ax.set_xscale("log", base=base)
     ax.set_yscale("log")
     ax.margins(x=0.06, y=0.14)
-    plain = FuncFormatter(lambda value, _: f"{value:,.12g}".replace(",", " "))
+    plain = FuncFormatter(
+        lambda value, _: format_integer(int(value)) if value >= 1000 else f"{value:.6g}"
+    )
     ticks = sorted(set(points))
     if len(ticks) <= 8 and all(b >= 1.4 * a for a, b in pairwise(ticks)):
         ax.set_xticks(ticks)
@@ -301,14 +325,16 @@ def _scale(ax: Axes, points: Sequence[int], *, base: int) -> None:
         ax.xaxis.set_major_locator(LogLocator(base=base, numticks=9))
     low, high = ax.get_ylim()
     ax.yaxis.set_major_locator(
-        LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,))
+        LogLocator(base=10, subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,), numticks=20)
     )
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(plain)
     ax.grid(visible=True, color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+    ax.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small"
+    )
 
 
 def _new_axes(ax: Axes | None) -> Axes:
@@ -357,7 +383,7 @@ def _ridge(device: DeviceSpec | str | None, format: str) -> tuple[str, float] | 
         return None
     spec = hardware.get(device)
     ridge = spec.ridge_point(format)
-    return f"ridge point of {spec.name} in {format}: {ridge:.3g} FLOP/byte", ridge
+    return f"ridge point, {spec.name} {format}: {ridge:.3g} FLOP/byte", ridge
 
 
 def _label(algorithm: str, *, shared: bool | None = None) -> str:
@@ -366,11 +392,9 @@ def _label(algorithm: str, *, shared: bool | None = None) -> str:
     return f"{algorithm}, {'one KV shared' if shared else 'own KV each'}"
 
 
-def _mark(mark: str, points: Sequence[object]) -> str:
-    return mark if len(points) <= _MOST_MARKS else ""
-
-
-def _sizes(head_dim: object, element_bytes: object, query_heads: object, kv_heads: object) -> str:
-    heads = "" if query_heads == 1 else f", {query_heads} query and {kv_heads} KV heads"
+def _title(ax: Axes, title: str, *heads: Int, head_dim: Int, element_bytes: Int) -> None:
+    query, kv = heads
+    split = "" if query == 1 else f"{query} query heads, {kv} KV heads, "
     unit = "byte" if element_bytes == 1 else "bytes"
-    return f"{heads}, head_dim {head_dim}, {element_bytes} {unit} an element"
+    sizes = f"{split}head_dim {head_dim}, {element_bytes} {unit} an element"
+    ax.set_title(f"{title}\n{sizes}", fontsize="medium")
