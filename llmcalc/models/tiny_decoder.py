@@ -1,0 +1,746 @@
+"""A decoder that a person can read, with KV-cached generation, built from a `ModelSpec`.
+
+* `TinyDecoder`: the model: ``decoder(input_ids)``, ``decoder(input_ids, cache=cache)``,
+  `TinyDecoder.generate` and `TinyDecoder.stream`.
+* `KVCache`: what it holds between calls.
+* `Step`: what a stream yields.
+
+Every dense `ModelSpec` can be built: what the formulas of `llmcalc.memory` and
+`llmcalc.roofline` say of the spec, this model shows when it is measured.
+
+Shapes in the comments: B rows, T new tokens, L tokens attended, E width, H query heads, K KV
+heads, G = H / K query heads a group, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Literal
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  # the field's name for it
+
+from llmcalc.boundary import choice, flag_argument, whole_number
+from llmcalc.errors import InvalidValueError
+from llmcalc.spec import Attention, FeedForward, Full, ModelSpec, Norm
+
+__all__ = ["KVCache", "Step", "TinyDecoder"]
+
+_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class KVCache:
+    """Keys and values of every layer, allocated once for `capacity` tokens a row.
+
+    `keys` and `values` hold a tensor (B * K, capacity, D) for each layer; `lengths` says how many
+    tokens of each row are in. `TinyDecoder.new_cache` makes one; a decoder appends to it.
+
+    >>> from llmcalc import ModelSpec
+    >>> from llmcalc.models.tiny_decoder import TinyDecoder
+    >>> spec = ModelSpec.assignment_decoder(
+    ...     vocab_size=10, d_model=8, d_ff=16, num_layers=2, max_seq_len=32
+    ... )
+    >>> cache = TinyDecoder(spec).new_cache(batch=3, capacity=20)
+    >>> cache.nbytes, cache.lengths
+    (7680, (0, 0, 0))
+    """
+
+    def __init__(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int]
+    ) -> None:
+        self.keys = tuple(keys)
+        self.values = tuple(values)
+        self.lengths = tuple(lengths)
+
+    @property
+    def batch(self) -> int:
+        """The number of rows."""
+        return len(self.lengths)
+
+    @property
+    def capacity(self) -> int:
+        """The tokens that each row has room for."""
+        return self.keys[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all keys and values, as allocated."""
+        return sum(tensor.nbytes for tensor in self.keys + self.values)
+
+    def clone(self) -> KVCache:
+        """Return a copy that can go another way from here."""
+        return KVCache(
+            [tensor.clone() for tensor in self.keys],
+            [tensor.clone() for tensor in self.values],
+            self.lengths,
+        )
+
+    def _append(
+        self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new tokens of one layer; return views of all that may be attended."""
+        held = self.keys[layer], self.values[layer]
+        first = self.lengths[0]
+        end = max(map(sum, zip(self.lengths, counts, strict=True)))
+        if _uniform(self.lengths, counts):
+            for store, fresh in zip(held, (keys, values), strict=True):
+                store[:, first:end].copy_(fresh)
+        else:
+            heads = keys.shape[0] // self.batch
+            for row, (start, count) in enumerate(zip(self.lengths, counts, strict=True)):
+                mine = slice(row * heads, (row + 1) * heads)
+                for store, fresh in zip(held, (keys, values), strict=True):
+                    store[mine, start : start + count] = fresh[mine, :count]
+        return held[0][:, :end], held[1][:, :end]
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """One step of a stream: `tokens` (B,) as chosen from `logits` (B, vocabulary).
+
+    `finished` (B,) says which rows have met the end token, now or before; their tokens are the
+    padding token from then on.
+    """
+
+    index: int
+    tokens: Tensor
+    logits: Tensor
+    finished: Tensor
+
+
+class AttentionLayer(nn.Module):
+    """Multi-head, grouped-query or multi-query attention, with or without a cache."""
+
+    def __init__(self, part: Attention, width: int) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = part.query_heads, part.kv_heads, part.head_dim
+        queries, keys = part.query_heads * part.head_dim, part.kv_heads * part.head_dim
+        self.W_q = nn.Linear(width, queries, bias=part.query_bias)
+        self.W_k = nn.Linear(width, keys, bias=part.key_bias)
+        self.W_v = nn.Linear(width, keys, bias=part.value_bias)
+        self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
+        self.rotate = part.rotary is not None
+
+    def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
+        """Mix the new tokens ``x`` (B, T, E) with what came before them."""
+        q = self._split(_linear(x, self.W_q), self.heads, step)  # (B, H, T, D)
+        k = self._split(_linear(x, self.W_k), self.kv_heads, step)  # (B, K, T, D)
+        v = _linear(x, self.W_v).unflatten(2, (self.kv_heads, -1)).transpose(1, 2)
+        keys, values = k.flatten(0, 1), v.flatten(0, 1)  # (B * K, T, D)
+        if step.cache is not None:
+            keys, values = step.cache._append(layer, keys, values, step.counts)  # noqa: SLF001
+        mixed = step.attend(q, keys, values)  # (B, H, T, D)
+        joined = mixed.transpose(1, 2).flatten(2)  # (B, T, H * D)
+        return joined if self.W_o is None else _linear(joined, self.W_o)
+
+    def _split(self, x: Tensor, heads: int, step: _Pass) -> Tensor:
+        x = x.unflatten(2, (heads, -1)).transpose(1, 2)
+        if not self.rotate:
+            return x
+        low, high = x.chunk(2, dim=-1)
+        return x * step.cos + torch.cat((-high, low), dim=-1) * step.sin
+
+
+class FeedForwardLayer(nn.Module):
+    """``fc2(activation(fc1(x)))``, or gated: ``fc2(activation(gate(x)) * fc1(x))``."""
+
+    def __init__(self, part: FeedForward, width: int, dropout: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, part.inner_dim, bias=part.input_bias) if part.gated else None
+        self.fc1 = nn.Linear(width, part.inner_dim, bias=part.input_bias)
+        self.fc2 = nn.Linear(part.inner_dim, width, bias=part.output_bias)
+        self.activation = _ACTIVATIONS[part.activation]
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the part to every token of ``x`` (B, T, E)."""
+        inner = _linear(x, self.fc1)
+        if self.gate is None:
+            inner = self.activation(inner)
+        else:
+            inner = self.activation(_linear(x, self.gate)) * inner
+        return _linear(_dropout(inner, self), self.fc2)
+
+
+class NormLayer(nn.Module):
+    """RMSNorm or LayerNorm."""
+
+    def __init__(self, part: Norm, width: int) -> None:
+        super().__init__()
+        self.kind, self.eps, self.shape = part.kind, part.eps, (width,)
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if part.has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis of ``x``."""
+        if self.kind == "layer":
+            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
+        x = F.rms_norm(x, self.shape, self.weight, self.eps)
+        return x if self.bias is None else x + self.bias
+
+
+class DecoderLayer(nn.Module):
+    """``x + attention(norm1(x))``, then ``x + feed_forward(norm2(x))``."""
+
+    def __init__(self, spec: ModelSpec, blocks: Sequence[Any], dropout: float) -> None:
+        super().__init__()
+        attention, feed_forward = blocks
+        width = spec.embed_dim
+        self.attention = AttentionLayer(attention.part, width)
+        self.feed_forward = FeedForwardLayer(feed_forward.part, width, dropout)
+        self.norm1 = None if attention.norm is None else NormLayer(attention.norm, width)
+        self.norm2 = None if feed_forward.norm is None else NormLayer(feed_forward.norm, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
+        """Apply the layer to the new tokens ``x`` (B, T, E)."""
+        mixed = self.attention(x if self.norm1 is None else self.norm1(x), step, layer)
+        x = x + _dropout(mixed, self)
+        inner = self.feed_forward(x if self.norm2 is None else self.norm2(x))
+        return x + _dropout(inner, self)
+
+
+class _Pass:
+    """What all layers of one forward pass share: cache, positions and the mask."""
+
+    __slots__ = ("cache", "cos", "counts", "explicit", "mask", "past", "sin")
+
+    def __init__(self, cache: KVCache | None, counts: Sequence[int], *, explicit: bool) -> None:
+        new = max(counts)
+        self.cache = cache
+        self.counts = counts
+        self.past = (0,) * len(counts) if cache is None else cache.lengths
+        self.explicit = explicit
+        self.cos: Tensor
+        self.sin: Tensor
+        #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
+        self.mask: Tensor | None = None
+        if not _uniform(self.past, counts):
+            total = max(map(sum, zip(self.past, counts, strict=True)))
+            rows = torch.tensor(self.past)[:, None, None, None]
+            queries = rows + torch.arange(new)[:, None]
+            self.mask = torch.arange(total) <= queries
+        elif new > 1:
+            total = self.past[0] + new
+            queries = torch.arange(self.past[0], total)[:, None]
+            self.mask = torch.arange(total) <= queries
+
+    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend with queries (B, H, T, D) to keys and values (B * K, L, D); give (B, H, T, D)."""
+        batch, heads, new, width = q.shape
+        if not self.explicit and new > 1:
+            whole = self.mask is not None and self.mask.dim() == 2 and keys.shape[1] == new
+            return F.scaled_dot_product_attention(
+                q,
+                keys.unflatten(0, (batch, -1)),
+                values.unflatten(0, (batch, -1)),
+                attn_mask=None if whole else self.mask,
+                is_causal=whole,
+                enable_gqa=heads * batch != keys.shape[0],
+            )
+        # The G query heads of a group are G rows of queries to one KV head.
+        q = q.reshape(keys.shape[0], -1, width)  # (B * K, G * T, D)
+        scores = torch.bmm(q, keys.transpose(1, 2)) * width**-0.5  # (B * K, G * T, L)
+        if self.mask is not None:
+            grid = scores.view(batch, heads, new, -1)
+            scores = grid.masked_fill(~self.mask, float("-inf")).view_as(scores)
+        return torch.bmm(scores.softmax(dim=-1), values).view(batch, heads, new, width)
+
+
+class TinyDecoder(nn.Module):
+    """A pre-norm decoder built from a dense `ModelSpec`.
+
+    `dropout` is only applied while training. `attention` is ``"fast"``, or ``"reference"`` for
+    explicit matrix products everywhere, which PyTorch's FLOP counter sees. `generator` draws the
+    initial weights (normal, standard deviation 0.02; norms 1, biases 0).
+
+    The keys of ``state_dict`` are ``token_embedding.weight``, ``pos_embedding.weight``,
+    ``layers.N.attention.W_q|W_k|W_v|W_o.weight|bias``,
+    ``layers.N.feed_forward.fc1|fc2|gate.weight|bias``, ``layers.N.norm1|norm2.weight|bias``,
+    ``norm.weight|bias`` and ``output_projection.weight|bias``, as far as the spec has them; a
+    tied head has no weight of its own.
+
+    Raises `llmcalc.LlmcalcError` for a spec that is not dense: a window, scaled rotary positions
+    or a part that this model does not execute.
+
+    >>> import torch
+    >>> from llmcalc import ModelSpec, memory
+    >>> from llmcalc.models.tiny_decoder import TinyDecoder
+    >>> spec = ModelSpec.assignment_decoder(
+    ...     vocab_size=100, d_model=16, d_ff=32, num_layers=2, max_seq_len=64
+    ... )
+    >>> decoder = TinyDecoder(spec, generator=torch.Generator().manual_seed(0)).eval()
+    >>> sum(p.numel() for p in decoder.parameters()) == memory.parameters(spec).total
+    True
+    >>> prompt = torch.tensor([[1, 2, 3, 4]])
+    >>> decoder(prompt).shape
+    torch.Size([1, 4, 100])
+    >>> decoder.generate(prompt, max_new_tokens=3, temperature=0.0).shape
+    torch.Size([1, 7])
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        dropout: float = 0.0,
+        attention: Literal["fast", "reference"] = "fast",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        _check_spec(spec)
+        if not 0.0 <= dropout < 1.0:
+            raise InvalidValueError("dropout", dropout, "must be from 0 to below 1")
+        super().__init__()
+        choice(attention, "attention", ("fast", "reference"))
+        self.spec = spec
+        self.explicit = attention == "reference"
+        self.dropout = dropout
+        embedding, width = spec.embedding, spec.embed_dim
+        layers = [run.layer for run in spec.layers for _ in range(run.count)]
+        with torch.device("meta"):  # allocated once, below, where and as wide as it is wanted
+            self.token_embedding = nn.Embedding(embedding.vocab_size, width)
+            learned = embedding.learned_positions
+            self.pos_embedding = None if learned is None else nn.Embedding(learned, width)
+            self.layers = nn.ModuleList(
+                DecoderLayer(spec, layer.blocks, dropout) for layer in layers
+            )
+            self.norm = None if spec.final_norm is None else NormLayer(spec.final_norm, width)
+            self.output_projection = nn.Linear(
+                width, embedding.vocab_size, bias=spec.head.bias
+            )
+        if spec.head.tied:
+            del self.output_projection.weight
+        self.to_empty(device=device or "cpu").to(dtype)
+        for name, weight in self.named_parameters():
+            if weight.dim() > 1:
+                nn.init.normal_(weight, std=0.02, generator=generator)
+            else:
+                nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
+        first = spec.layers[0].layer.blocks[0].part
+        assert isinstance(first, Attention)
+        self._rotary_part = None if first.rotary is None else (first.rotary, first.head_dim)
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    def new_cache(self, *, batch: int = 1, capacity: int) -> KVCache:
+        """Return an empty cache for `batch` rows of up to `capacity` tokens each.
+
+        It is allocated here, in the weights' format and on their device, and never grows.
+        """
+        rows = whole_number(batch, "batch", minimum=1)
+        tokens = whole_number(capacity, "capacity", minimum=1)
+        limit = self.spec.max_positions
+        if limit is not None and tokens > limit:
+            raise InvalidValueError("capacity", tokens, f"must be at most {limit} positions")
+        weight = self.token_embedding.weight
+        # Zeros, not garbage: what a mask hides is still multiplied, by zero.
+        keys, values = (
+            [
+                torch.zeros(
+                    (rows * layer.attention.kv_heads, tokens, layer.attention.head_dim),
+                    dtype=weight.dtype,
+                    device=weight.device,
+                )
+                for layer in self._decoder_layers
+            ]
+            for _ in range(2)
+        )
+        return KVCache(keys, values, (0,) * rows)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        cache: KVCache | None = None,
+        lengths: Sequence[int] | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Return the logits of the new tokens `input_ids` (B, T): (B, T, vocabulary).
+
+        With a `cache` the tokens continue what it holds, and are appended to it; gradients do not
+        flow then. `lengths` says how many tokens of each row count, where rows are shorter than T
+        (padding stands on the right, and its logits mean nothing). With `last_only`, the logits
+        of each row's last token alone: (B, 1, vocabulary).
+
+        Raises `llmcalc.LlmcalcError`, and leaves the cache as it was, for token ids outside the
+        vocabulary, no tokens, a context past the position limit, a full cache, and tensors or
+        caches of the wrong type, shape or device.
+        """
+        counts = self._check_input(input_ids, lengths)
+        flag_argument(last_only, "last_only")
+        self._check_room(counts, cache)
+        if cache is None:
+            return self._logits(input_ids, None, counts, last_only=last_only)
+        with torch.no_grad():
+            return self._logits(input_ids, cache, counts, last_only=last_only)
+
+    def _logits(
+        self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
+    ) -> Tensor:
+        """Run the layers on checked arguments."""
+        step = _Pass(cache, counts, explicit=self.explicit)
+        x = F.embedding(input_ids, self.token_embedding.weight)  # (B, T, E)
+        x = _dropout(self._place(x, step), self)
+        for index, layer in enumerate(self._decoder_layers):
+            x = layer(x, step, index)
+        if last_only and x.shape[1] > 1:
+            x = x[torch.arange(len(counts)), torch.tensor(counts) - 1, None]
+        if self.norm is not None:
+            x = self.norm(x)
+        head = self.output_projection
+        weight = self.token_embedding.weight if self.spec.head.tied else head.weight
+        logits = F.linear(x, weight, head.bias)
+        if cache is not None:
+            cache.lengths = tuple(map(sum, zip(cache.lengths, counts, strict=True)))
+        return logits
+
+
+    def _place(self, x: Tensor, step: _Pass) -> Tensor:
+        """Add learned positions to ``x``, or put the rotary ones into the pass."""
+        past, counts, new = step.past, step.counts, x.shape[1]
+        ends = [p + c for p, c in zip(past, counts, strict=True)]
+        uniform = _uniform(past, counts)
+        where: slice | Tensor = slice(past[0], past[0] + new)
+        if not uniform:  # padding stays on its row's last position: its result means nothing
+            positions = torch.tensor(past)[:, None] + torch.arange(new)
+            where = torch.minimum(positions, torch.tensor(ends)[:, None] - 1)
+        if self.pos_embedding is not None:
+            return x + self.pos_embedding.weight[where]
+        if self._rotary_part is not None:
+            cos, sin = self._rotary_tables(max(ends))
+            step.cos, step.sin = cos[where], sin[where]  # (T, D), or (B, T, D)
+            if not uniform:
+                step.cos, step.sin = step.cos[:, None], step.sin[:, None]  # the same in all heads
+        return x
+
+    def _rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of at least the first `positions` positions."""
+        weight = self.token_embedding.weight
+        tables = self._rotary
+        if (
+            tables is None
+            or tables[0].shape[0] < positions
+            or tables[0].dtype != weight.dtype
+            or tables[0].device != weight.device
+        ):
+            assert self._rotary_part is not None
+            part, width = self._rotary_part
+            size = 1 << (positions - 1).bit_length()  # grown by doubling
+            steps = torch.arange(0, width, 2, dtype=torch.float64) / width
+            angles = torch.outer(torch.arange(size, dtype=torch.float64), part.theta**-steps)
+            angles = torch.cat((angles, angles), dim=-1)
+            tables = (angles.cos().to(weight), angles.sin().to(weight))
+            self._rotary = tables
+        return tables
+
+    @property
+    def _decoder_layers(self) -> Iterator[Any]:
+        return iter(self.layers._modules.values())  # noqa: SLF001  # as __iter__, without a list
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+        prefill_chunk_size: int | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the prompt and up to `max_new_tokens` new tokens of each row, as token ids.
+
+        `temperature` 0, the default, takes the likeliest token; above 0 tokens are drawn, from the
+        `top_k` likeliest and from the likeliest that together have probability `top_p`, where
+        given, by `generator` or else by PyTorch's default one. A row ends with `eos_token_id`, and
+        is filled up with `pad_token_id` (by default the end token); when all rows have ended,
+        generation stops. `lengths` are the prompts' lengths where they differ; a row's new tokens
+        follow its own prompt. With `use_cache` the prompt is read once, in chunks of
+        `prefill_chunk_size` tokens where given, and then one token a step; without, everything is
+        computed again at every step. Dropout is never applied.
+
+        Raises `llmcalc.LlmcalcError`, before anything is computed, for arguments out of range and
+        where prompt and new tokens would pass the position limit.
+        """
+        steps = self.stream(
+            input_ids,
+            max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            generator=generator,
+            use_cache=use_cache,
+            prefill_chunk_size=prefill_chunk_size,
+            lengths=lengths,
+        )
+        batch, longest = input_ids.shape
+        counts = (longest,) * batch if lengths is None else tuple(lengths)
+        fill = next((t for t in (pad_token_id, eos_token_id) if t is not None), 0)
+        ids = input_ids.new_full((batch, longest + max_new_tokens), fill)
+        for row, count in enumerate(counts):
+            ids[row, :count] = input_ids[row, :count]
+        taken = 0
+        for step in steps:
+            for row, count in enumerate(counts):
+                ids[row, count + step.index] = step.tokens[row]
+            taken = step.index + 1
+        return ids[:, : longest + taken]
+
+    def stream(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+        prefill_chunk_size: int | None = None,
+        lengths: Sequence[int] | None = None,
+    ) -> Iterator[Step]:
+        """Return an iterator over the steps of a generation; the arguments are `generate`'s.
+
+        The arguments are checked by the call, before the first step.
+        """
+        counts = self._check_input(input_ids, lengths)
+        new = whole_number(max_new_tokens, "max_new_tokens")
+        vocabulary = self.spec.embedding.vocab_size
+        choose = _Sampler(temperature, top_k, top_p, generator, vocabulary)
+        for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
+            if token is not None and whole_number(token, name) >= vocabulary:
+                raise InvalidValueError(name, token, f"must be below vocab_size ({vocabulary})")
+        flag_argument(use_cache, "use_cache")
+        chunk = max(counts)
+        if prefill_chunk_size is not None:
+            chunk = whole_number(prefill_chunk_size, "prefill_chunk_size", minimum=1)
+        if new:  # the last token is chosen, but never read
+            self._check_room([count + new - 1 for count in counts], None)
+        forward = (
+            self._cached(input_ids, counts, new, chunk)
+            if use_cache
+            else self._uncached(input_ids, counts, new)
+        )
+        fill = eos_token_id if pad_token_id is None else pad_token_id
+        return _steps(forward, choose, new, eos_token_id, fill)
+
+    def _cached(
+        self, prompt: Tensor, counts: Sequence[int], new: int, chunk: int
+    ) -> Callable[[Tensor | None], Tensor]:
+        """Give the next logits (B, vocabulary): the prompt is read once, then a token a step."""
+        cache: KVCache | None = None
+
+        def forward(tokens: Tensor | None) -> Tensor:
+            nonlocal cache
+            if tokens is not None:
+                one = (1,) * len(counts)
+                return self._logits(tokens[:, None], cache, one, last_only=True)[:, 0]
+            cache = self.new_cache(batch=len(counts), capacity=max(counts) + max(new - 1, 0))
+            last: dict[int, Tensor] = {}
+            for start in range(0, max(counts), chunk):
+                # A row whose prompt has ended reads nothing; the others may have more to come.
+                part = [min(max(count - start, 0), chunk) for count in counts]
+                logits = self._logits(
+                    prompt[:, start : start + chunk], cache, part, last_only=True
+                )
+                last |= {row: logits[row, 0] for row, count in enumerate(part) if count}
+            return torch.stack([last[row] for row in range(len(counts))])
+
+        return forward
+
+    def _uncached(
+        self, prompt: Tensor, counts: Sequence[int], new: int
+    ) -> Callable[[Tensor | None], Tensor]:
+        """Give the next logits (B, vocabulary): everything is computed again at every step."""
+        ids = prompt.new_zeros((len(counts), max(counts) + new))
+        ids[:, : prompt.shape[1]] = prompt
+        held = list(counts)
+
+        def forward(tokens: Tensor | None) -> Tensor:
+            if tokens is not None:
+                for row, token in enumerate(tokens):
+                    ids[row, held[row]] = token
+                    held[row] += 1
+            return self._logits(ids[:, : max(held)], None, held, last_only=True)[:, 0]
+
+        return forward
+
+    def _check_input(self, input_ids: Tensor, lengths: Sequence[int] | None) -> tuple[int, ...]:
+        """Refuse what is no batch of token ids; return the number of tokens of each row."""
+        if not isinstance(input_ids, Tensor):
+            raise InvalidValueError("input_ids", input_ids, "must be a tensor")
+        if input_ids.dtype not in {torch.int64, torch.int32}:
+            raise InvalidValueError("input_ids", input_ids.dtype, "must be of type int64 or int32")
+        shape = tuple(input_ids.shape)
+        if len(shape) != 2 or not input_ids.numel():
+            raise InvalidValueError("input_ids", shape, "must have shape (batch, tokens), not empty")
+        if input_ids.device != self.token_embedding.weight.device:
+            raise InvalidValueError("input_ids", input_ids.device, "must be on the model's device")
+        vocabulary = self.spec.embedding.vocab_size
+        low, high = (int(end) for end in input_ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise InvalidValueError(
+                "input_ids", low if low < 0 else high, f"must be from 0 to {vocabulary - 1}"
+            )
+        if lengths is None:
+            return (shape[1],) * shape[0]
+        counts = tuple(whole_number(length, "lengths", minimum=1) for length in lengths)
+        if len(counts) != shape[0] or max(counts) != shape[1]:
+            raise InvalidValueError(
+                "lengths", counts, f"must be {shape[0]} numbers, the largest of them {shape[1]}"
+            )
+        return counts
+
+    def _check_room(self, counts: Sequence[int], cache: KVCache | None) -> None:
+        """Refuse a context past the position limit, and a cache that is full or another's."""
+        past = (0,) * len(counts)
+        if cache is not None:
+            self._check_cache(cache, len(counts))
+            past = cache.lengths
+        context = max(map(sum, zip(past, counts, strict=True)))
+        limit = self.spec.max_positions
+        if limit is not None and context > limit:
+            raise InvalidValueError("context", context, f"must be at most {limit} positions")
+        if cache is not None and context > cache.capacity:
+            raise InvalidValueError(
+                "context", context, f"must be at most the cache's capacity ({cache.capacity})"
+            )
+
+    def _check_cache(self, cache: KVCache, batch: int) -> None:
+        if not isinstance(cache, KVCache):
+            raise InvalidValueError("cache", cache, "must be a KVCache")
+        if cache.batch != batch:
+            raise InvalidValueError("cache", cache.batch, f"must be for {batch} rows")
+        expected = [
+            (batch * layer.attention.kv_heads, cache.capacity, layer.attention.head_dim)
+            for layer in self._decoder_layers
+        ]
+        given = [tuple(tensor.shape) for tensor in cache.keys]
+        if given != expected:
+            raise InvalidValueError("cache", given, f"must have the model's shapes {expected}")
+        weight, held = self.token_embedding.weight, cache.keys[0]
+        if held.dtype != weight.dtype or held.device != weight.device:
+            raise InvalidValueError(
+                "cache",
+                f"{held.dtype} on {held.device}",
+                f"must be {weight.dtype} on {weight.device}, as the weights are",
+            )
+
+
+class _Sampler:
+    """Choose one token a row from logits (B, vocabulary)."""
+
+    def __init__(
+        self,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+        vocabulary: int,
+    ) -> None:
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
+            raise InvalidValueError("temperature", temperature, "must be a number")
+        if not 0 <= temperature < float("inf"):
+            raise InvalidValueError(
+                "temperature", temperature, "must be at least 0 (0 takes the likeliest token)"
+            )
+        if top_k is not None and whole_number(top_k, "top_k", minimum=1) > vocabulary:
+            raise InvalidValueError("top_k", top_k, f"must be at most vocab_size ({vocabulary})")
+        if top_p is not None and (
+            isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1
+        ):
+            raise InvalidValueError("top_p", top_p, "must be above 0 and at most 1")
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise InvalidValueError("generator", generator, "must be a torch.Generator")
+        self.temperature = float(temperature)
+        self.top_k, self.top_p, self.generator = top_k, top_p, generator
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        # The largest score is 0, so that no temperature overflows.
+        scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / self.temperature
+        scores, tokens = scores.sort(dim=-1, descending=True, stable=True)
+        if self.top_k is not None:
+            scores[:, self.top_k :] = float("-inf")
+        shares = scores.softmax(dim=-1)
+        if self.top_p is not None:
+            before = shares.cumsum(dim=-1) - shares
+            shares = shares.masked_fill(before >= self.top_p, 0.0)
+        drawn = torch.multinomial(shares, 1, generator=self.generator)
+        return tokens.gather(1, drawn)[:, 0]
+
+
+def _steps(
+    forward: Callable[[Tensor | None], Tensor],
+    choose: _Sampler,
+    new: int,
+    eos: int | None,
+    fill: int | None,
+) -> Iterator[Step]:
+    tokens = finished = None
+    for index in range(new):
+        with torch.inference_mode():
+            logits = forward(tokens)  # (B, vocabulary)
+            tokens = choose(logits)  # (B,)
+            if finished is None:
+                finished = torch.zeros_like(tokens, dtype=torch.bool)
+            if eos is not None and fill is not None:
+                tokens = tokens.masked_fill(finished, fill)
+                finished = finished | (tokens == eos)
+        yield Step(index, tokens, logits, finished)
+        if eos is not None and bool(finished.all()):
+            return
+
+
+def _uniform(past: Sequence[int], counts: Sequence[int]) -> bool:
+    """Whether all rows are equally long, before and after: then no row needs a mask of its own."""
+    return len({*past}) == len({*counts}) == 1
+
+
+def _linear(x: Tensor, module: nn.Linear) -> Tensor:
+    return F.linear(x, module.weight, module.bias)
+
+
+def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -> Tensor:
+    """Drop out while training; never in generation, which runs in inference mode."""
+    if module.dropout and module.training and not torch.is_inference_mode_enabled():
+        return F.dropout(x, module.dropout)
+    return x
+
+
+def _check_spec(spec: ModelSpec) -> None:
+    """Refuse what this model would not compute exactly as the spec says."""
+    if not isinstance(spec, ModelSpec):
+        raise InvalidValueError("spec", spec, "must be a ModelSpec")
+    rule = "cannot be executed by TinyDecoder"
+    positions = set()
+    for run in spec.layers:
+        kinds = [type(block.part) for block in run.layer.blocks]
+        attention = run.layer.blocks[0].part
+        if kinds != [Attention, FeedForward] or not isinstance(attention, Attention):
+            names = [kind.__name__ for kind in kinds]
+            raise InvalidValueError("layer", names, f"{rule}: it needs attention and feed-forward")
+        if attention.span != Full():
+            raise InvalidValueError("span", attention.span, f"{rule}: it attends in full")
+        if attention.rotary is not None and attention.rotary.scaling is not None:
+            raise InvalidValueError("rotary", attention.rotary.scaling, f"{rule}: scaled positions")
+        positions.add((attention.rotary, attention.rotary and attention.head_dim))
+    if len(positions) > 1:
+        raise InvalidValueError("rotary", positions, f"{rule}: layers differ in their positions")
