@@ -135,9 +135,9 @@ class DeviceSpec:
     `name`
         What the device is called.
     `memory_bytes`
-        The memory that the driver shows (``nvidia-smi``'s total). In the catalogue, where nobody
-        has published that figure, it is the nominal capacity, and `sources` says so: the smaller
-        reading, never more than the device has.
+        The memory that the driver shows (``nvidia-smi``'s total). In the catalogue, where that
+        figure is not known, it is the nominal capacity, which is nearly always less, and
+        `sources` says so.
     `bandwidth_bytes_per_second`
         Peak bandwidth of the device memory.
     `peak_flops`

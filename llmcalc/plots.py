@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -165,6 +166,7 @@ def decode_intensity(
     ['standard, own KV each', 'standard, one KV shared']
     """
     points = _points(batches, "batches")
+    keys = whole_number(context, "context", minimum=1)
     sharing: Sequence[bool | None] = (
         (None,) if shared_kv is None else _several(shared_kv, "shared_kv")
     )
@@ -179,7 +181,7 @@ def decode_intensity(
             [
                 roofline.attention_intensity(
                     queries=1,
-                    keys=context,
+                    keys=keys,
                     batch=batch,
                     head_dim=head_dim,
                     element_bytes=element_bytes,
@@ -197,7 +199,7 @@ def decode_intensity(
     ]
     ax = _intensities(points, lines, _ridge(device, format), ax)
     ax.set_xlabel("batch size (requests)")
-    title = f"Decode attention at context {format_integer(int(context))}"
+    title = f"Decode attention at context {format_integer(keys)}"
     _title(ax, title, query_heads, kv_heads, head_dim=head_dim, element_bytes=element_bytes)
     return ax
 
@@ -239,7 +241,9 @@ def latency(rows: Iterable[LatencyRow], *, ax: Axes | None = None) -> Axes:
     _scale(ax, prompts, base=10)
     ax.set_xlabel("prompt length (tokens)")
     ax.set_ylabel("median time (s)")
-    ax.set_title("Generation with and without cache\n(x: how much faster with)", fontsize="medium")
+    ax.set_title(
+        "Generation with and without cache\nlabels: speed-up by the cache", fontsize="medium"
+    )
     return ax
 
 
@@ -269,6 +273,7 @@ def _intensities(
             ha="left" if left else "right",
             va="bottom",
             fontsize="small",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
     _scale(ax, points, base=2)
     ax.set_ylabel("arithmetic intensity (FLOP/byte)")
@@ -339,12 +344,15 @@ def _scale(ax: Axes, points: Sequence[int], *, base: int) -> None:
 
 def _new_axes(ax: Axes | None) -> Axes:
     try:
-        from matplotlib.axes import Axes as MatplotlibAxes
-        from matplotlib.figure import Figure
+        import_module("matplotlib")
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise MissingExtraError("llmcalc.plots", "matplotlib", "plot") from None
+    # Outside of the guard: an installation that is broken is not called missing.
+    from matplotlib.axes import Axes as MatplotlibAxes
+    from matplotlib.figure import Figure
+
     if ax is None:
         axes: Axes = Figure(figsize=(7.0, 4.6), layout="constrained").subplots()
         return axes
@@ -354,7 +362,8 @@ def _new_axes(ax: Axes | None) -> Axes:
 
 
 def _points(values: Any, field: str) -> list[int]:
-    if isinstance(values, str) or not (isinstance(values, Sequence) or is_array(values)):
+    listed = values.ndim == 1 if is_array(values) else isinstance(values, Sequence)
+    if not listed or isinstance(values, str):
         raise InvalidValueError(field, values, "must be a sequence of integers")
     points = [whole_number(value, field, minimum=1) for value in values]
     if not points:
@@ -383,7 +392,7 @@ def _ridge(device: DeviceSpec | str | None, format: str) -> tuple[str, float] | 
         return None
     spec = hardware.get(device)
     ridge = spec.ridge_point(format)
-    return f"ridge point, {spec.name} {format}: {ridge:.3g} FLOP/byte", ridge
+    return f"ridge of {spec.name}, {format}: {ridge:.3g} FLOP/byte", ridge
 
 
 def _label(algorithm: str, *, shared: bool | None = None) -> str:
