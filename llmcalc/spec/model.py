@@ -269,7 +269,7 @@ class ModelSpec:
         ...     vocab_size=1000, d_model=256, d_ff=1024, num_layers=2, max_seq_len=2048
         ... )
         >>> memory.parameters(model).total
-        2615784
+        2615272
         """
         return cls.dense(
             name="assignment-decoder",
