@@ -70,8 +70,9 @@ def test_prefill_lines_are_the_roofline_values(
         "causal": causal,
         "softmax_flops": softmax,
     }
-    ax = plots.prefill_intensity(contexts=contexts, algorithm=("flash", "standard"), **common)
-    for line, algorithm in enumerate(("flash", "standard")):
+    algorithms: tuple[roofline.Algorithm, ...] = ("flash", "standard")
+    ax = plots.prefill_intensity(contexts=contexts, algorithm=algorithms, **common)
+    for line, algorithm in enumerate(algorithms):
         expected = [
             roofline.attention_intensity(queries=n, keys=n, algorithm=algorithm, **common)
             for n in contexts
@@ -100,6 +101,7 @@ def test_decode_lines_are_the_roofline_values_for_each_way_of_sharing() -> None:
         assert drawn(ax, line) == ([1, 8, 64], expected)
         sharing = "one KV shared" if shared else "own KV each"
         assert ax.get_lines()[line].get_label() == f"{algorithm}, {sharing}"
+        assert ax.get_lines()[line].get_linestyle() == ("--" if shared else "-")
 
 
 def test_each_algorithm_keeps_its_own_convention_of_sharing() -> None:
