@@ -74,7 +74,7 @@ class Sampling:
         if self.generator is not None and not isinstance(self.generator, torch.Generator):
             raise InvalidValueError("generator", self.generator, "must be a torch.Generator")
 
-    def seeded(self, device: torch.device) -> Sampling:
+    def on(self, device: torch.device) -> Sampling:
         """Return the same, with a generator on `device` if one will be needed."""
         if self.generator is None:
             if self.temperature == 0:
@@ -84,7 +84,9 @@ class Sampling:
             return attrs.evolve(self, generator=generator)
         if self.generator.device.type != device.type:
             raise InvalidValueError(
-                "generator", str(self.generator.device), f"must be on the decoder's device, {device}"
+                "generator",
+                str(self.generator.device),
+                f"must be on the decoder's device, {device}",
             )
         return self
 
@@ -92,19 +94,20 @@ class Sampling:
         """Return one token id for each row of `logits` (batch, vocab), as (batch,)."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        scores = logits.double()
         # Subtracting first keeps the division by a very small temperature from giving inf - inf.
         scores = (scores - scores.amax(-1, keepdim=True)) / self.temperature
         if self.top_k is None and self.top_p is None:
             return self._draw(scores.softmax(-1))
-        scores, order = scores.sort(-1, descending=True, stable=True)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)
         probabilities = scores[:, : self.top_k].softmax(-1)
         if self.top_p is not None:
             before = probabilities.cumsum(-1) - probabilities
             keep = before < self.top_p
             keep[:, 0] = True
             probabilities = probabilities * keep
-        return order.gather(-1, self._draw(probabilities).unsqueeze(-1)).squeeze(-1)
+        drawn: Tensor = order.gather(-1, self._draw(probabilities)[:, None])[:, 0]
+        return drawn
 
     def _draw(self, probabilities: Tensor) -> Tensor:
-        return probabilities.multinomial(1, generator=self.generator).squeeze(-1)
+        return probabilities.multinomial(1, generator=self.generator)[:, 0]

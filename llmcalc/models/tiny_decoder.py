@@ -24,7 +24,8 @@ from torch.nn import functional as F  # noqa: N812  # the field's name for it
 
 from llmcalc.boundary import choice, flag_argument, whole_number
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec import Attention, FeedForward, Full, ModelSpec, Norm
+from llmcalc.models.sampling import Sampling
+from llmcalc.spec import Attention, Block, FeedForward, Full, Layer, ModelSpec, Norm, Rotary
 
 __all__ = ["KVCache", "Step", "TinyDecoder"]
 
@@ -36,10 +37,18 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
+#: The fields of parts that the layers below execute; others must have their defaults.
+_ATTENTION: Final = {
+    "query_heads", "kv_heads", "head_dim", "query_bias", "key_bias", "value_bias", "output",
+    "output_bias", "rotary",
+}  # fmt: skip
+_FEED_FORWARD: Final = {"inner_dim", "gated", "activation", "input_bias", "output_bias"}
+
+
 class KVCache:
     """Keys and values of every layer, allocated once for `capacity` tokens a row.
 
-    `keys` and `values` hold a tensor (B * K, capacity, D) for each layer; `lengths` says how many
+    `keys` and `values` hold a tensor (capacity, B, K, D) for each layer; `lengths` says how many
     tokens of each row are in. `TinyDecoder.new_cache` makes one; a decoder appends to it.
 
     >>> from llmcalc import ModelSpec
@@ -52,12 +61,21 @@ class KVCache:
     (7680, (0, 0, 0))
     """
 
+    # The token is the outermost axis, so that strides and alignment of what is read depend on
+    # the rows and heads, never on the capacity: matrix libraries choose their kernels by both,
+    # and a larger capacity must not change the last bit of a result.
+
     def __init__(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int]
     ) -> None:
         self.keys = tuple(keys)
         self.values = tuple(values)
         self.lengths = tuple(lengths)
+        #: The same tensors as attention reads them, (B * K, capacity, D).
+        self._views = tuple(
+            (key.flatten(1, 2).transpose(0, 1), value.flatten(1, 2).transpose(0, 1))
+            for key, value in zip(keys, values, strict=True)
+        )
 
     @property
     def batch(self) -> int:
@@ -67,7 +85,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """The tokens that each row has room for."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[0]
 
     @property
     def nbytes(self) -> int:
@@ -85,20 +103,19 @@ class KVCache:
     def _append(
         self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Write the new tokens of one layer; return views of all that may be attended."""
-        held = self.keys[layer], self.values[layer]
+        """Write the new keys and values (B, K, T, D) of one layer; view all (B * K, L, D)."""
         first = self.lengths[0]
         end = max(map(sum, zip(self.lengths, counts, strict=True)))
-        if _uniform(self.lengths, counts):
-            for store, fresh in zip(held, (keys, values), strict=True):
-                store[:, first:end].copy_(fresh)
-        else:
-            heads = keys.shape[0] // self.batch
-            for row, (start, count) in enumerate(zip(self.lengths, counts, strict=True)):
-                mine = slice(row * heads, (row + 1) * heads)
-                for store, fresh in zip(held, (keys, values), strict=True):
-                    store[mine, start : start + count] = fresh[mine, :count]
-        return held[0][:, :end], held[1][:, :end]
+        uniform = _uniform(self.lengths, counts)
+        for store, fresh in ((self.keys[layer], keys), (self.values[layer], values)):
+            tokens = fresh.permute(2, 0, 1, 3)
+            if uniform:
+                store[first:end] = tokens
+            else:
+                for row, (start, count) in enumerate(zip(self.lengths, counts, strict=True)):
+                    store[start : start + count, row] = tokens[:count, row]
+        held_keys, held_values = self._views[layer]
+        return held_keys[:, :end], held_values[:, :end]
 
 
 @attrs.frozen(eq=False)
@@ -132,16 +149,17 @@ class AttentionLayer(nn.Module):
         """Mix the new tokens ``x`` (B, T, E) with what came before them."""
         q = self._split(_linear(x, self.W_q), self.heads, step)  # (B, H, T, D)
         k = self._split(_linear(x, self.W_k), self.kv_heads, step)  # (B, K, T, D)
-        v = _linear(x, self.W_v).unflatten(2, (self.kv_heads, -1)).transpose(1, 2)
-        keys, values = k.flatten(0, 1), v.flatten(0, 1)  # (B * K, T, D)
-        if step.cache is not None:
-            keys, values = step.cache._append(layer, keys, values, step.counts)  # noqa: SLF001
+        v = _heads(_linear(x, self.W_v), self.kv_heads)  # (B, K, T, D)
+        if step.cache is None:
+            keys, values = k.flatten(0, 1), v.flatten(0, 1)  # (B * K, T, D)
+        else:  # (B * K, L, D)
+            keys, values = step.cache._append(layer, k, v, step.counts)  # noqa: SLF001
         mixed = step.attend(q, keys, values)  # (B, H, T, D)
         joined = mixed.transpose(1, 2).flatten(2)  # (B, T, H * D)
         return joined if self.W_o is None else _linear(joined, self.W_o)
 
     def _split(self, x: Tensor, heads: int, step: _Pass) -> Tensor:
-        x = x.unflatten(2, (heads, -1)).transpose(1, 2)
+        x = _heads(x, heads)
         if not self.rotate:
             return x
         low, high = x.chunk(2, dim=-1)
@@ -239,8 +257,8 @@ class _Pass:
             whole = self.mask is not None and self.mask.dim() == 2 and keys.shape[1] == new
             return F.scaled_dot_product_attention(
                 q,
-                keys.unflatten(0, (batch, -1)),
-                values.unflatten(0, (batch, -1)),
+                keys.view(batch, -1, *keys.shape[1:]),
+                values.view(batch, -1, *values.shape[1:]),
                 attn_mask=None if whole else self.mask,
                 is_causal=whole,
                 enable_gqa=heads * batch != keys.shape[0],
@@ -296,7 +314,7 @@ class TinyDecoder(nn.Module):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        _check_spec(spec)
+        positions = _check_spec(spec)
         if not 0.0 <= dropout < 1.0:
             raise InvalidValueError("dropout", dropout, "must be from 0 to below 1")
         super().__init__()
@@ -314,9 +332,7 @@ class TinyDecoder(nn.Module):
                 DecoderLayer(spec, layer.blocks, dropout) for layer in layers
             )
             self.norm = None if spec.final_norm is None else NormLayer(spec.final_norm, width)
-            self.output_projection = nn.Linear(
-                width, embedding.vocab_size, bias=spec.head.bias
-            )
+            self.output_projection = nn.Linear(width, embedding.vocab_size, bias=spec.head.bias)
         if spec.head.tied:
             del self.output_projection.weight
         self.to_empty(device=device or "cpu").to(dtype)
@@ -325,9 +341,7 @@ class TinyDecoder(nn.Module):
                 nn.init.normal_(weight, std=0.02, generator=generator)
             else:
                 nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
-        first = spec.layers[0].layer.blocks[0].part
-        assert isinstance(first, Attention)
-        self._rotary_part = None if first.rotary is None else (first.rotary, first.head_dim)
+        self._positions = positions
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def new_cache(self, *, batch: int = 1, capacity: int) -> KVCache:
@@ -342,17 +356,18 @@ class TinyDecoder(nn.Module):
             raise InvalidValueError("capacity", tokens, f"must be at most {limit} positions")
         weight = self.token_embedding.weight
         # Zeros, not garbage: what a mask hides is still multiplied, by zero.
-        keys, values = (
-            [
-                torch.zeros(
-                    (rows * layer.attention.kv_heads, tokens, layer.attention.head_dim),
-                    dtype=weight.dtype,
-                    device=weight.device,
-                )
-                for layer in self._decoder_layers
-            ]
-            for _ in range(2)
-        )
+        with torch.inference_mode(mode=False):  # so that it can be written outside it, too
+            keys, values = (
+                [
+                    torch.zeros(
+                        (tokens, rows, layer.attention.kv_heads, layer.attention.head_dim),
+                        dtype=weight.dtype,
+                        device=weight.device,
+                    )
+                    for layer in self._decoder_layers
+                ]
+                for _ in range(2)
+            )
         return KVCache(keys, values, (0,) * rows)
 
     def forward(
@@ -402,7 +417,6 @@ class TinyDecoder(nn.Module):
             cache.lengths = tuple(map(sum, zip(cache.lengths, counts, strict=True)))
         return logits
 
-
     def _place(self, x: Tensor, step: _Pass) -> Tensor:
         """Add learned positions to ``x``, or put the rotary ones into the pass."""
         past, counts, new = step.past, step.counts, x.shape[1]
@@ -414,15 +428,17 @@ class TinyDecoder(nn.Module):
             where = torch.minimum(positions, torch.tensor(ends)[:, None] - 1)
         if self.pos_embedding is not None:
             return x + self.pos_embedding.weight[where]
-        if self._rotary_part is not None:
-            cos, sin = self._rotary_tables(max(ends))
+        if self._positions is not None:
+            cos, sin = self._rotary_tables(*self._positions, max(ends))
             step.cos, step.sin = cos[where], sin[where]  # (T, D), or (B, T, D)
             if not uniform:
                 step.cos, step.sin = step.cos[:, None], step.sin[:, None]  # the same in all heads
         return x
 
-    def _rotary_tables(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of at least the first `positions` positions."""
+    def _rotary_tables(
+        self, rotary: Rotary, head_dim: int, positions: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines (at least `positions`, D), kept and grown by doubling."""
         weight = self.token_embedding.weight
         tables = self._rotary
         if (
@@ -431,13 +447,12 @@ class TinyDecoder(nn.Module):
             or tables[0].dtype != weight.dtype
             or tables[0].device != weight.device
         ):
-            assert self._rotary_part is not None
-            part, width = self._rotary_part
-            size = 1 << (positions - 1).bit_length()  # grown by doubling
-            steps = torch.arange(0, width, 2, dtype=torch.float64) / width
-            angles = torch.outer(torch.arange(size, dtype=torch.float64), part.theta**-steps)
-            angles = torch.cat((angles, angles), dim=-1)
-            tables = (angles.cos().to(weight), angles.sin().to(weight))
+            size = 1 << (positions - 1).bit_length()
+            with torch.inference_mode(mode=False):  # training may use them after a generation
+                steps = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+                angles = torch.outer(torch.arange(size, dtype=torch.float64), rotary.theta**-steps)
+                angles = torch.cat((angles, angles), dim=-1)
+                tables = (angles.cos().to(weight), angles.sin().to(weight))
             self._rotary = tables
         return tables
 
@@ -464,12 +479,12 @@ class TinyDecoder(nn.Module):
 
         `temperature` 0, the default, takes the likeliest token; above 0 tokens are drawn, from the
         `top_k` likeliest and from the likeliest that together have probability `top_p`, where
-        given, by `generator` or else by PyTorch's default one. A row ends with `eos_token_id`, and
-        is filled up with `pad_token_id` (by default the end token); when all rows have ended,
-        generation stops. `lengths` are the prompts' lengths where they differ; a row's new tokens
-        follow its own prompt. With `use_cache` the prompt is read once, in chunks of
-        `prefill_chunk_size` tokens where given, and then one token a step; without, everything is
-        computed again at every step. Dropout is never applied.
+        given, by `generator` or else by a new one seeded by the operating system. A row ends with
+        `eos_token_id`, and is filled up with `pad_token_id` (by default the end token); when all
+        rows have ended, generation stops. `lengths` are the prompts' lengths where they differ; a
+        row's new tokens follow its own prompt. With `use_cache` the prompt is read once, in chunks
+        of `prefill_chunk_size` tokens where given, and then one token a step; without, everything
+        is computed again at every step. Dropout is never applied.
 
         Raises `llmcalc.LlmcalcError`, before anything is computed, for arguments out of range and
         where prompt and new tokens would pass the position limit.
@@ -522,7 +537,11 @@ class TinyDecoder(nn.Module):
         counts = self._check_input(input_ids, lengths)
         new = whole_number(max_new_tokens, "max_new_tokens")
         vocabulary = self.spec.embedding.vocab_size
-        choose = _Sampler(temperature, top_k, top_p, generator, vocabulary)
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
+        ).on(self.token_embedding.weight.device)
+        if top_k is not None and top_k > vocabulary:
+            raise InvalidValueError("top_k", top_k, f"must be at most vocab_size ({vocabulary})")
         for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
             if token is not None and whole_number(token, name) >= vocabulary:
                 raise InvalidValueError(name, token, f"must be below vocab_size ({vocabulary})")
@@ -538,7 +557,7 @@ class TinyDecoder(nn.Module):
             else self._uncached(input_ids, counts, new)
         )
         fill = eos_token_id if pad_token_id is None else pad_token_id
-        return _steps(forward, choose, new, eos_token_id, fill)
+        return _steps(forward, sampling, new, eos_token_id, fill)
 
     def _cached(
         self, prompt: Tensor, counts: Sequence[int], new: int, chunk: int
@@ -556,9 +575,7 @@ class TinyDecoder(nn.Module):
             for start in range(0, max(counts), chunk):
                 # A row whose prompt has ended reads nothing; the others may have more to come.
                 part = [min(max(count - start, 0), chunk) for count in counts]
-                logits = self._logits(
-                    prompt[:, start : start + chunk], cache, part, last_only=True
-                )
+                logits = self._logits(prompt[:, start : start + chunk], cache, part, last_only=True)
                 last |= {row: logits[row, 0] for row, count in enumerate(part) if count}
             return torch.stack([last[row] for row in range(len(counts))])
 
@@ -589,7 +606,9 @@ class TinyDecoder(nn.Module):
             raise InvalidValueError("input_ids", input_ids.dtype, "must be of type int64 or int32")
         shape = tuple(input_ids.shape)
         if len(shape) != 2 or not input_ids.numel():
-            raise InvalidValueError("input_ids", shape, "must have shape (batch, tokens), not empty")
+            raise InvalidValueError(
+                "input_ids", shape, "must have shape (batch, tokens), not empty"
+            )
         if input_ids.device != self.token_embedding.weight.device:
             raise InvalidValueError("input_ids", input_ids.device, "must be on the model's device")
         vocabulary = self.spec.embedding.vocab_size
@@ -628,7 +647,7 @@ class TinyDecoder(nn.Module):
         if cache.batch != batch:
             raise InvalidValueError("cache", cache.batch, f"must be for {batch} rows")
         expected = [
-            (batch * layer.attention.kv_heads, cache.capacity, layer.attention.head_dim)
+            (cache.capacity, batch, layer.attention.kv_heads, layer.attention.head_dim)
             for layer in self._decoder_layers
         ]
         given = [tuple(tensor.shape) for tensor in cache.keys]
@@ -643,53 +662,9 @@ class TinyDecoder(nn.Module):
             )
 
 
-class _Sampler:
-    """Choose one token a row from logits (B, vocabulary)."""
-
-    def __init__(
-        self,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        generator: torch.Generator | None,
-        vocabulary: int,
-    ) -> None:
-        if isinstance(temperature, bool) or not isinstance(temperature, int | float):
-            raise InvalidValueError("temperature", temperature, "must be a number")
-        if not 0 <= temperature < float("inf"):
-            raise InvalidValueError(
-                "temperature", temperature, "must be at least 0 (0 takes the likeliest token)"
-            )
-        if top_k is not None and whole_number(top_k, "top_k", minimum=1) > vocabulary:
-            raise InvalidValueError("top_k", top_k, f"must be at most vocab_size ({vocabulary})")
-        if top_p is not None and (
-            isinstance(top_p, bool) or not isinstance(top_p, int | float) or not 0 < top_p <= 1
-        ):
-            raise InvalidValueError("top_p", top_p, "must be above 0 and at most 1")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise InvalidValueError("generator", generator, "must be a torch.Generator")
-        self.temperature = float(temperature)
-        self.top_k, self.top_p, self.generator = top_k, top_p, generator
-
-    def __call__(self, logits: Tensor) -> Tensor:
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        # The largest score is 0, so that no temperature overflows.
-        scores = (logits.double() - logits.amax(dim=-1, keepdim=True)) / self.temperature
-        scores, tokens = scores.sort(dim=-1, descending=True, stable=True)
-        if self.top_k is not None:
-            scores[:, self.top_k :] = float("-inf")
-        shares = scores.softmax(dim=-1)
-        if self.top_p is not None:
-            before = shares.cumsum(dim=-1) - shares
-            shares = shares.masked_fill(before >= self.top_p, 0.0)
-        drawn = torch.multinomial(shares, 1, generator=self.generator)
-        return tokens.gather(1, drawn)[:, 0]
-
-
 def _steps(
     forward: Callable[[Tensor | None], Tensor],
-    choose: _Sampler,
+    sampling: Sampling,
     new: int,
     eos: int | None,
     fill: int | None,
@@ -698,7 +673,7 @@ def _steps(
     for index in range(new):
         with torch.inference_mode():
             logits = forward(tokens)  # (B, vocabulary)
-            tokens = choose(logits)  # (B,)
+            tokens = sampling.choose(logits)  # (B,)
             if finished is None:
                 finished = torch.zeros_like(tokens, dtype=torch.bool)
             if eos is not None and fill is not None:
@@ -718,6 +693,11 @@ def _linear(x: Tensor, module: nn.Linear) -> Tensor:
     return F.linear(x, module.weight, module.bias)
 
 
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Split (B, T, heads * D) into (B, heads, T, D)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
 def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -> Tensor:
     """Drop out while training; never in generation, which runs in inference mode."""
     if module.dropout and module.training and not torch.is_inference_mode_enabled():
@@ -725,22 +705,47 @@ def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -
     return x
 
 
-def _check_spec(spec: ModelSpec) -> None:
-    """Refuse what this model would not compute exactly as the spec says."""
+def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
+    """Refuse what this model would not compute exactly as the spec says.
+
+    Returns the rotary positions of all layers and the head dimension that they turn.
+    """
     if not isinstance(spec, ModelSpec):
         raise InvalidValueError("spec", spec, "must be a ModelSpec")
     rule = "cannot be executed by TinyDecoder"
-    positions = set()
+    positions: set[tuple[Rotary, int] | None] = set()
     for run in spec.layers:
-        kinds = [type(block.part) for block in run.layer.blocks]
-        attention = run.layer.blocks[0].part
-        if kinds != [Attention, FeedForward] or not isinstance(attention, Attention):
-            names = [kind.__name__ for kind in kinds]
-            raise InvalidValueError("layer", names, f"{rule}: it needs attention and feed-forward")
-        if attention.span != Full():
-            raise InvalidValueError("span", attention.span, f"{rule}: it attends in full")
-        if attention.rotary is not None and attention.rotary.scaling is not None:
-            raise InvalidValueError("rotary", attention.rotary.scaling, f"{rule}: scaled positions")
-        positions.add((attention.rotary, attention.rotary and attention.head_dim))
+        attention, feed_forward = _plain_parts(run.layer, rule)
+        _check_parts(attention, feed_forward, rule)
+        rotary = attention.rotary
+        positions.add(None if rotary is None else (rotary, attention.head_dim))
     if len(positions) > 1:
         raise InvalidValueError("rotary", positions, f"{rule}: layers differ in their positions")
+    return positions.pop()
+
+
+def _plain_parts(layer: Layer, rule: str) -> tuple[Attention, FeedForward]:
+    """Give the parts of a pre-norm layer of attention and feed-forward; refuse any other."""
+    match layer.blocks:
+        case (
+            Block(part=Attention() as attention, post_norm=None),
+            Block(part=FeedForward() as feed_forward, post_norm=None),
+        ):
+            return attention, feed_forward
+    names = [type(part).__name__ for part in layer.parts]
+    raise InvalidValueError(
+        "layer", names, f"{rule}: it needs pre-norm attention, then feed-forward"
+    )
+
+
+def _check_parts(attention: Attention, feed_forward: FeedForward, rule: str) -> None:
+    """Refuse an option of the parts that the layers here don't have."""
+    if attention.span != Full():
+        raise InvalidValueError("span", attention.span, f"{rule}: it attends in full")
+    if attention.rotary is not None and attention.rotary.scaling is not None:
+        raise InvalidValueError("rotary", attention.rotary.scaling, f"{rule}: scaled positions")
+    for part, known in ((attention, _ATTENTION), (feed_forward, _FEED_FORWARD)):
+        for field in attrs.fields(type(part)):
+            value = getattr(part, field.name)
+            if field.name not in known and value != field.default:
+                raise InvalidValueError(field.name, value, rule)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmcalc import GiB, LlmcalcError, ModelSpec, formats, memory
-from llmcalc.spec import Attention, Window
+from llmcalc.spec import Attention, Block, Window
 from llmcalc.spec.axes import is_split
 from llmcalc.strategies import dense_specs
 
@@ -352,6 +352,7 @@ def windowed(window: int) -> ModelSpec:
     spec = tiny()
     [run] = spec.layers
     attention, feed_forward = run.layer.blocks
+    assert isinstance(attention, Block)
     assert isinstance(attention.part, Attention)
     part = attrs.evolve(attention.part, span=Window(window))
     layer = attrs.evolve(run.layer, blocks=(attrs.evolve(attention, part=part), feed_forward))
