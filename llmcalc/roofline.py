@@ -493,7 +493,10 @@ def _flops(
         item = entry.item
         if isinstance(item, Linear):
             shape = (*factors(item.out), *factors((item.into,)))
-            terms.append(Term(entry.name, (_TWO, *shape, *tokens[item.tokens], *entry.times)))
+            used = () if item.active is None else ((item.active, "experts per token"),)
+            terms.append(
+                Term(entry.name, (_TWO, *used, *shape, *tokens[item.tokens], *entry.times))
+            )
         elif isinstance(item, Mix):
             pairs = item.span.pairs(new, past) if causal else new * item.span.slots(past + new)
             for name, width in (("scores", item.query_key), ("values", item.value)):

@@ -1,23 +1,27 @@
 """Attention: multi-head, grouped-query and multi-query, with its options.
 
 * `Attention`: the projections, the cache and the mixing of one attention part.
+* `LatentAttention`: multi-head latent attention (MLA).
 * `Rotary`: rotary position embedding, which has no parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 
-from llmcalc.boundary import flag, instance_of, size
+from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.items import Cache, Item, Linear, Mix
+from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
+from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["Attention", "Rotary"]
+__all__ = ["Attention", "LatentAttention", "Rotary"]
+
+_optional = attrs.validators.optional
 
 
 @attrs.frozen(kw_only=True)
@@ -40,6 +44,13 @@ class Attention:
     grouped-query attention. `head_dim` need not be the width divided by the heads. Scores are
     scaled by 1 / sqrt(head_dim). Without `output`, the heads' results are the part's result.
 
+    Options: values of another width (`value_dim`); norms of queries and keys, each head apart or
+    ``"heads"`` all as one vector (`norm_axes`); a learned sink score for each head (`sinks`); a
+    gate on the result, a projection with one output for each element or for each head
+    (`output_gate`); a norm before the output projection (`output_norm`); values that are the
+    keys before their norm (`value_is_key`); a layer that reads another layer's cache, and has
+    no keys and values of its own (`shares_cache`).
+
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
     >>> [item.name for item in part.items(Axis("embed", 64))]
@@ -56,10 +67,26 @@ class Attention:
     value_bias: bool = attrs.field(default=False, validator=flag)
     output: bool = attrs.field(default=True, validator=flag)
     output_bias: bool = attrs.field(default=False, validator=flag)
-    rotary: Rotary | None = attrs.field(
-        default=None, validator=attrs.validators.optional(instance_of(Rotary))
-    )
+    rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
     span: Span = attrs.field(default=Full(), validator=instance_of(Full, Window))
+    value_dim: int | None = attrs.field(default=None, validator=_optional(size))
+    query_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
+    key_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
+    norm_axes: Literal["head", "heads"] = attrs.field(
+        default="head", validator=one_of("head", "heads")
+    )
+    sinks: bool = attrs.field(default=False, validator=flag)
+    output_gate: Literal["element", "head"] | None = attrs.field(
+        default=None, validator=_optional(one_of("element", "head"))
+    )
+    output_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
+    value_is_key: bool = attrs.field(default=False, validator=flag)
+    shares_cache: bool = attrs.field(default=False, validator=flag)
+
+    @property
+    def label(self) -> str:
+        """What tells layers of this kind from others."""
+        return "decoder" if self.span == Full() else "window"
 
     def __attrs_post_init__(self) -> None:
         if self.query_heads % self.kv_heads:
@@ -73,12 +100,12 @@ class Attention:
 
     def check_width(self, embed_dim: int) -> None:
         """Refuse a width that the part's result does not have."""
-        result = self.query_heads * self.head_dim
+        result = self.query_heads * (self.value_dim or self.head_dim)
         if not self.output and result != embed_dim:
             raise InvalidValueError(
                 "embed_dim",
                 embed_dim,
-                f"must be query_heads x head_dim ({result}) without an output projection",
+                f"must be that of all heads ({result}) without an output projection",
             )
 
     def items(self, embed: Axis) -> Iterator[Item]:
@@ -86,14 +113,88 @@ class Attention:
         queries = Axis("query_heads", self.query_heads)
         keys = Axis("kv_heads", self.kv_heads)
         head = Axis("head_dim", self.head_dim)
-        for name, heads, bias in (
-            ("q", queries, self.query_bias),
-            ("k", keys, self.key_bias),
-            ("v", keys, self.value_bias),
+        value = head if self.value_dim is None else Axis("value_dim", self.value_dim)
+        yield Linear(name="q", into=(embed,), out=((queries, head),), bias=self.query_bias)
+        if not self.shares_cache:
+            yield Linear(name="k", into=(embed,), out=((keys, head),), bias=self.key_bias)
+            if not self.value_is_key:
+                yield Linear(name="v", into=(embed,), out=((keys, value),), bias=self.value_bias)
+        for name, norm, heads in (
+            ("q_norm", self.query_norm, queries),
+            ("k_norm", self.key_norm, keys),
         ):
-            yield Linear(name=name, into=(embed,), out=((heads, head),), bias=bias)
-        for name in ("k", "v"):
-            yield Cache(name=name, role="kv", shape=(keys, head), span=self.span)
-        yield Mix(name="attention", heads=queries, query_key=head, value=head, span=self.span)
+            if norm is not None:
+                yield from norm.items(name, (head,) if self.norm_axes == "head" else (heads, head))
+        if self.sinks:
+            yield Scale(name="sinks", axes=(queries,))
+        if not self.shares_cache:
+            yield Cache(name="k", role="kv", shape=(keys, head), span=self.span)
+            yield Cache(name="v", role="kv", shape=(keys, value), span=self.span)
+        yield Mix(name="attention", heads=queries, query_key=head, value=value, span=self.span)
+        if self.output_gate is not None:
+            gates = (queries,) if self.output_gate == "head" else (queries, value)
+            yield Linear(name="gate", into=(embed,), out=(gates,))
+        if self.output_norm is not None:
+            yield from self.output_norm.items("output_norm", (queries, value))
         if self.output:
-            yield Linear(name="o", into=(queries, head), out=((embed,),), bias=self.output_bias)
+            yield Linear(name="o", into=(queries, value), out=((embed,),), bias=self.output_bias)
+
+
+@attrs.frozen(kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention: keys and values are computed from one latent for all heads.
+
+    A token caches its latent of `latent_dim` elements and a rotary key of `rope_dim`. A head's
+    query and key have `nope_dim` elements that the latent gives and the `rope_dim` rotary ones; its
+    value has `value_dim`. With `query_latent_dim` queries come from a latent of their own,
+    without from one full projection. `bias` is that of the projections down to the latents and
+    of the output.
+
+    Source: DeepSeek-AI, "DeepSeek-V2" (2024), section 2.1.
+
+    >>> from llmcalc.spec import Axis, LatentAttention, Norm
+    >>> part = LatentAttention(
+    ...     query_heads=4, nope_dim=16, rope_dim=8, value_dim=16, latent_dim=32,
+    ...     query_latent_dim=None, norm=Norm(kind="rms"),
+    ... )
+    >>> [item.name for item in part.items(Axis("embed", 64))]
+    ['q', 'kv_a', 'kv_a_norm.weight', 'kv_b', 'latent', 'rope', 'attention', 'o']
+    """
+
+    group: ClassVar[str] = "attention"
+    label: ClassVar[str] = "latent"
+
+    query_heads: int = attrs.field(validator=size)
+    nope_dim: int = attrs.field(validator=size)
+    rope_dim: int = attrs.field(validator=size)
+    value_dim: int = attrs.field(validator=size)
+    latent_dim: int = attrs.field(validator=size)
+    query_latent_dim: int | None = attrs.field(validator=_optional(size))
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+    bias: bool = attrs.field(default=False, validator=flag)
+    rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
+    span: Span = attrs.field(default=Full(), validator=instance_of(Full, Window))
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit projections, caches and mixing."""
+        heads = Axis("query_heads", self.query_heads)
+        nope, rope = Axis("nope_dim", self.nope_dim), Axis("rope_dim", self.rope_dim)
+        value, latent = Axis("value_dim", self.value_dim), Axis("latent", self.latent_dim)
+        query_key = Axis("query_key_dim", self.nope_dim + self.rope_dim)
+        if self.query_latent_dim is None:
+            yield Linear(name="q", into=(embed,), out=((heads, query_key),))
+        else:
+            compressed = Axis("query_latent", self.query_latent_dim)
+            yield Linear(name="q_a", into=(embed,), out=((compressed,),), bias=self.bias)
+            yield from self.norm.items("q_a_norm", (compressed,))
+            yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
+        yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
+        yield from self.norm.items("kv_a_norm", (latent,))
+        yield Linear(name="kv_b", into=(latent,), out=((heads, nope), (heads, value)))
+        yield Cache(name="latent", role="latent", shape=(latent,), span=self.span)
+        yield Cache(name="rope", role="latent", shape=(rope,), span=self.span)
+        yield Mix(name="attention", heads=heads, query_key=query_key, value=value, span=self.span)
+        yield Linear(name="o", into=(heads, value), out=((embed,),), bias=self.bias)

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 import attrs
 
-from llmcalc.boundary import flag, one_of, size
+from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear
+from llmcalc.spec.parts import Norm
 
 __all__ = ["Activation", "FeedForward"]
 
@@ -24,7 +25,8 @@ Activation: TypeAlias = Literal["relu", "silu", "gelu", "gelu_tanh"]
 class FeedForward:
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
 
-    `input_bias` is the bias of gate and up, `output_bias` that of down.
+    `input_bias` is the bias of gate and up, `output_bias` that of down; `inner_norm` normalises
+    what goes into down.
 
     >>> from llmcalc.spec import Axis, FeedForward
     >>> part = FeedForward(inner_dim=128, gated=True, activation="silu")
@@ -33,18 +35,28 @@ class FeedForward:
     """
 
     group: ClassVar[str] = "feed_forward"
+    label: ClassVar[str] = ""
 
     inner_dim: int = attrs.field(validator=size)
     gated: bool = attrs.field(validator=flag)
     activation: Activation = attrs.field(validator=one_of(*get_args(Activation)))
     input_bias: bool = attrs.field(default=False, validator=flag)
     output_bias: bool = attrs.field(default=False, validator=flag)
+    inner_norm: Norm | None = attrs.field(
+        default=None, validator=attrs.validators.optional(instance_of(Norm))
+    )
 
     def check_width(self, embed_dim: int) -> None:
         """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
-        """Emit the projections."""
+        """Emit the projections, and the norm between them where there is one."""
+        yield from self.linears(embed)
+        if self.inner_norm is not None:
+            yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))
+
+    def linears(self, embed: Axis) -> Iterator[Linear]:
+        """Emit the projections alone."""
         inner = Axis("inner", self.inner_dim)
         for name in ("gate", "up") if self.gated else ("up",):
             yield Linear(name=name, into=(embed,), out=((inner,),), bias=self.input_bias)

@@ -21,8 +21,9 @@ __all__ = ["Cache", "CacheRole", "Item", "Linear", "Mix", "Scale", "Table", "Tok
 #: Which tokens pass through a matrix multiply: every new one, or only those that give logits.
 Tokens: TypeAlias = Literal["all", "logits"]
 
-#: What a cache holds. The role decides which format argument (``kv=`` ...) gives its elements.
-CacheRole: TypeAlias = Literal["kv"]
+#: What a cache holds. The role decides which format argument (``kv=`` ...) gives its elements:
+#: keys and values, or a latent from which they are computed.
+CacheRole: TypeAlias = Literal["kv", "latent"]
 
 
 @attrs.frozen(kw_only=True)
@@ -32,7 +33,8 @@ class Linear:
     `out` has several pieces where one stored matrix produces several results, each split by
     tensor parallelism in its own way. The weight has ``sum of the pieces`` rows and ``product of
     into`` columns; a bias has one element a row. `storage` is the key under which several items
-    store one weight (a tied head); `None` is a weight of its own.
+    store one weight (a tied head); `None` is a weight of its own. With `experts` there are that
+    many such matrices, and each token passes through `active` of them.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Linear:
     bias: bool = False
     tokens: Tokens = "all"
     storage: str | None = None
+    experts: Axis | None = None
+    active: int | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -45,6 +45,7 @@ class StoredTensor:
     """A weight as it is stored, a matrix: `rows` and `columns` are each a sum of pieces.
 
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
+    Where the rows are those of several experts, each token reads those of `active` experts.
     `row_factors` and `column_factors` are the whole tensor's, which most folds need every time.
     """
 
@@ -52,6 +53,7 @@ class StoredTensor:
     rows: tuple[Axes, ...]
     columns: tuple[Axes, ...]
     times: tuple[Factor, ...]
+    active: int | None = None
     row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
     column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
 
@@ -108,15 +110,20 @@ def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
             seen.add(item.storage)
         for suffix, rows, columns in _shapes(item):
             path = (*entry.path, item.name + suffix)
-            yield StoredTensor(path, rows, columns, entry.times)
+            active = item.active if isinstance(item, Linear) else None
+            yield StoredTensor(path, rows, columns, entry.times, active)
 
 
 def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...]]]:
     """Give the stored tensors of an item: suffix of the name, rows, columns."""
     if isinstance(item, Linear):
-        yield ".weight", item.out, (item.into,)
+        if item.experts is None:
+            yield ".weight", item.out, (item.into,)
+        else:
+            rows = tuple((item.experts, *piece) for piece in item.out)
+            yield ".weight", rows, (item.into,)
         if item.bias:
-            yield ".bias", ONE_ROW, item.out
+            yield ".bias", ONE_ROW if item.experts is None else ((item.experts,),), item.out
     elif isinstance(item, Table):
         yield "", ((item.rows,),), (item.row,)
     elif isinstance(item, Scale):

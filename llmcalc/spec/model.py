@@ -1,6 +1,7 @@
 """The whole model: layers of residual blocks between an embedding and a head.
 
-* `Block`: a residual step: norm, parts, sum.
+* `Block`: a residual step: norm, part, sum.
+* `ParallelBlock`: several parts that read the same input and are summed.
 * `Layer`: the blocks of one layer.
 * `LayerRun`: the same layer several times in a row.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
@@ -17,26 +18,30 @@ import attrs
 
 from llmcalc.boundary import choice, instance_of, size, whole_number
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.attention import Attention, LatentAttention, Rotary
 from llmcalc.spec.axes import Axis
+from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
 
-__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "Part"]
+__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part"]
+
+_optional_norm = attrs.validators.optional(instance_of(Norm))
 
 #: What a block can hold.
-Part: TypeAlias = Attention | FeedForward
+Part: TypeAlias = Attention | LatentAttention | FeedForward | Experts
 
 
 @attrs.frozen(kw_only=True)
 class Block:
-    """A residual step: ``x + part(norm(x))``. Without a norm, ``x + part(x)``."""
+    """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one."""
 
-    part: Part = attrs.field(validator=instance_of(Attention, FeedForward))
-    norm: Norm | None = attrs.field(
-        default=None, validator=attrs.validators.optional(instance_of(Norm))
+    part: Part = attrs.field(
+        validator=instance_of(Attention, LatentAttention, FeedForward, Experts)
     )
+    norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
+    post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
 
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the block's items, under the group of the part and of the norms."""
@@ -46,13 +51,44 @@ class Block:
                 yield Entry(("norms", label), count, item)
         for item in self.part.items(embed):
             yield Entry((group, label), count, item)
+        if self.post_norm is not None:
+            for item in self.post_norm.items(f"{group}_post_norm", (embed,)):
+                yield Entry(("norms", label), count, item)
+
+
+@attrs.frozen(kw_only=True)
+class ParallelBlock:
+    """Parts that read one input: ``x + sum of the blocks' parts of norm(x)``.
+
+    `norm` is what all parts share; each block may have norms of its own.
+    """
+
+    blocks: tuple[Block, ...]
+    norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
+
+    def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
+        """Emit the items of all parts."""
+        if self.norm is not None:
+            for item in self.norm.items("norm", (embed,)):
+                yield Entry(("norms", label), count, item)
+        for block in self.blocks:
+            yield from block.entries(label, count, embed)
 
 
 @attrs.frozen(kw_only=True)
 class Layer:
     """One layer: its residual blocks in order."""
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | ParallelBlock, ...]
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """The parts of all blocks, in order."""
+        for block in self.blocks:
+            if isinstance(block, ParallelBlock):
+                yield from (inner.part for inner in block.blocks)
+            else:
+                yield block.part
 
 
 @attrs.frozen(kw_only=True)
@@ -93,8 +129,12 @@ class ModelSpec:
 
     def __attrs_post_init__(self) -> None:
         for run in self.layers:
-            for block in run.layer.blocks:
-                block.part.check_width(self.embed_dim)
+            for part in run.layer.parts:
+                part.check_width(self.embed_dim)
+        kinds: dict[str, Layer] = {}
+        for run in self.layers:
+            if kinds.setdefault(run.label, run.layer) != run.layer:
+                raise InvalidValueError("label", run.label, "must name one kind of layer only")
         learned = self.embedding.learned_positions
         if learned is not None and (self.max_positions is None or self.max_positions > learned):
             raise InvalidValueError(
@@ -117,9 +157,14 @@ class ModelSpec:
         embed = Axis("embed", self.embed_dim)
         for item in self.embedding.items(embed):
             yield Entry(("embeddings", ""), None, item)
+        # Equal layers are counted together, wherever they stand.
+        counts: dict[str, tuple[Layer, int]] = {}
         for run in self.layers:
-            for block in run.layer.blocks:
-                yield from block.entries(run.label, run.count, embed)
+            layer, count = counts.get(run.label, (run.layer, 0))
+            counts[run.label] = layer, count + run.count
+        for label, (layer, count) in counts.items():
+            for block in layer.blocks:
+                yield from block.entries(label, count, embed)
         if self.final_norm is not None:
             for item in self.final_norm.items("final_norm", (embed,)):
                 yield Entry(("norms", ""), None, item)
