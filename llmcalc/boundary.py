@@ -149,29 +149,40 @@ def smaller(a: Any, b: Any) -> Any:
     return a if a < b else b
 
 
-def evaluate(fold: Callable[..., T], total: Callable[[T], int], /, **workload: object) -> T:
+def evaluate(
+    fold: Callable[..., T],
+    total: Callable[[T], int],
+    /,
+    *,
+    bounding: Callable[..., T] | None = None,
+    **workload: object,
+) -> T:
     """Return ``fold(**workload)`` for integers, or for integer arrays that broadcast together.
 
-    With arrays, `fold` is first called with Python integers that bound every element; `total`
-    reads the largest value that this call met. Below 2**62 the arrays are computed in int64,
+    With arrays, `bounding` (by default `fold` itself, where it grows with the workload) is first
+    called with Python integers that bound every element; `total` reads the largest value that
+    this call met. Below 2**62 the arrays are computed in int64,
     otherwise as arrays of Python integers, so that nothing overflows silently. For this to hold a
     fold's intermediates must not exceed twice its total.
     """
     for value in workload.values():
         if type(value) is not int and is_array(value):
-            return _evaluate_arrays(fold, total, workload)
+            return _evaluate_arrays(fold, total, bounding or fold, workload)
     return fold(**{field: whole_number(value, field) for field, value in workload.items()})
 
 
 def _evaluate_arrays(
-    fold: Callable[..., T], total: Callable[[T], int], workload: dict[str, object]
+    fold: Callable[..., T],
+    total: Callable[[T], int],
+    bounding: Callable[..., T],
+    workload: dict[str, object],
 ) -> T:
     import numpy as np
 
     arrays = _broadcast(workload)
     # A bound of at least 1 keeps one empty factor from hiding how large the others are.
     bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
-    safe = max(total(fold(**bounds)), *bounds.values()) < INT64_SAFE
+    safe = max(total(bounding(**bounds)), *bounds.values()) < INT64_SAFE
     dtype = np.int64 if safe else np.object_
     return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
 

@@ -3,6 +3,7 @@ r"""Memory: parameters, weight bytes, KV cache, and what fits on a device.
 Counting:
 
 * `parameters`: parameters of the whole model.
+* `active_parameters`: those that one token passes through.
 * `weight_bytes`: bytes of the weights on one device.
 * `kv_cache_bytes`: bytes that requests hold between steps on one device.
 
@@ -25,7 +26,7 @@ fragmentation or the engine's own use. GB is 10**9 bytes, GiB is 2**30.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
@@ -37,6 +38,7 @@ from llmcalc.boundary import elementwise, evaluate, is_array, whole_number
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import check_ranks, factors
+from llmcalc.spec.items import CacheRole
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Params, format_quantity
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ContextLimit",
     "Fit",
+    "active_parameters",
     "fit",
     "gqa_kv_bytes",
     "kv_cache_bytes",
@@ -81,6 +84,33 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
         for tensor in spec.ledger.tensors
     ]
     return Breakdown(Params, f"Parameters of {spec.name}", terms)
+
+
+def active_parameters(spec: ModelSpec) -> Breakdown[Params]:
+    r"""Return the parameters that one token passes through: of the experts, those it is routed to.
+
+    .. math:: P_\text{active} = P - \sum_{\text{routed}} P_\text{routed}
+              \left(1 - \frac{k}{E}\right)
+
+    Everything else counts in full, the embedding tables too.
+
+    >>> from llmcalc import load_model, memory
+    >>> mixtral = load_model({
+    ...     "model_type": "mixtral", "hidden_size": 4096, "num_hidden_layers": 32,
+    ...     "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336,
+    ...     "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
+    ... }, name="mixtral-8x7b")
+    >>> memory.parameters(mixtral).total, memory.active_parameters(mixtral).total
+    (46702792704, 12879925248)
+    """
+    terms = [
+        Term(
+            tensor.path,
+            tensor.active_factors + tensor.column_factors + tensor.times,
+        )
+        for tensor in spec.ledger.tensors
+    ]
+    return Breakdown(Params, f"Active parameters of {spec.name}", terms)
 
 
 def weight_bytes(
@@ -125,6 +155,8 @@ def kv_cache_bytes(
     *,
     context: Int,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
 ) -> Breakdown[Bytes]: ...
@@ -134,6 +166,8 @@ def kv_cache_bytes(
     *,
     context: IntArray,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
 ) -> Breakdown[Bytes, IntArray]: ...
@@ -143,6 +177,8 @@ def kv_cache_bytes(
     *,
     context: Int,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
 ) -> Breakdown[Bytes, IntArray]: ...
@@ -151,6 +187,8 @@ def kv_cache_bytes(
     *,
     context: Int | IntArray,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
 ) -> Breakdown[Bytes, Any]:
@@ -161,7 +199,9 @@ def kv_cache_bytes(
               \text{element bytes}
 
     `context` and `batch` take an integer or an integer array. `kv` is the format of keys and
-    values. A windowed layer holds at most its window. All ranks hold the same number of bytes.
+    values and of the latents that stand for them, `index` that of a sparse indexer's keys (by
+    default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep. A
+    windowed layer holds at most its window. All ranks hold the same number of bytes.
 
     >>> from llmcalc import ModelSpec, memory
     >>> llama = ModelSpec.dense(
@@ -174,24 +214,38 @@ def kv_cache_bytes(
       v  8 kv_heads x 128 head_dim x 1024 tokens x 32 layers x 2 bytes = 67 108 864 B
       total 134 217 728 B (0.125 GiB)
     """
-    element = formats.get(kv, "kv")
+    elements = _cache_formats(kv, state, index)
     degree, _ = check_ranks(tensor_parallel, 0)
 
     def fold(context: Any, batch: Any) -> Breakdown[Bytes, Any]:
-        return _cache_bytes(spec, context, batch, element, degree)
+        return _cache_bytes(spec, context, batch, elements, degree)
 
     return evaluate(fold, _total, context=context, batch=batch)
 
 
+def _cache_formats(
+    kv: str | Format, state: str | Format, index: str | Format | None
+) -> dict[CacheRole, Format]:
+    """Give the format of every cache role."""
+    keys = formats.get(kv, "kv")
+    recurrent = formats.get(state, "state")
+    indexer = keys if index is None else formats.get(index, "index")
+    return {"kv": keys, "latent": keys, "index": indexer, "state": recurrent, "conv": recurrent}
+
+
 def _cache_bytes(
-    spec: ModelSpec, context: Any, batch: Any, element: Format, degree: int
+    spec: ModelSpec,
+    context: Any,
+    batch: Any,
+    elements: Mapping[CacheRole, Format],
+    degree: int,
 ) -> Breakdown[Bytes, Any]:
     one = type(batch) is int and batch == 1
     requests: tuple[Factor, ...] = () if one else ((batch, "requests"),)
     terms = []
     for entry, cache in spec.ledger.caches:
         *outer, inner = cache.shape
-        stored = _stored(factors(((inner,),), degree, 0), element)
+        stored = _stored(factors(((inner,),), degree, 0), elements[cache.role])
         slots = (cache.span.slots(context), cache.span.slot_name)
         terms.append(
             Term(
@@ -300,6 +354,8 @@ def fit(
     context: Int,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
 ) -> Fit:
@@ -324,13 +380,13 @@ def fit(
     7604805632
     """
     storage = _weight_format(spec, weights)
-    element = formats.get(kv, "kv")
+    elements = _cache_formats(kv, state, index)
     degree, rank = check_ranks(tensor_parallel, 0)
     tokens = whole_number(context, "context")
     return Fit(
         device_memory=whole_number(device_memory, "device_memory"),
         weight_bytes=_weight_bytes(spec, storage, degree, rank),
-        cache_bytes=_cache_bytes(spec, tokens, 1, element, degree),
+        cache_bytes=_cache_bytes(spec, tokens, 1, elements, degree),
         batch=whole_number(batch, "batch"),
         context=tokens,
     )
@@ -344,6 +400,8 @@ def max_batch_size(
     context: Int,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     tensor_parallel: Int = 1,
 ) -> int | None: ...
 @overload
@@ -354,6 +412,8 @@ def max_batch_size(
     context: Int | IntArray,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     tensor_parallel: Int = 1,
 ) -> IntArray: ...
 @overload
@@ -364,6 +424,8 @@ def max_batch_size(
     context: IntArray,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     tensor_parallel: Int = 1,
 ) -> IntArray: ...
 def max_batch_size(
@@ -373,6 +435,8 @@ def max_batch_size(
     context: Int | IntArray,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     tensor_parallel: Int = 1,
 ) -> int | IntArray | None:
     r"""Return the most requests of `context` tokens that fit on a device beside the weights.
@@ -396,7 +460,14 @@ def max_batch_size(
     """
     if is_array(device_memory) or is_array(context):
         return _max_batch_sizes(
-            spec, device_memory, context, weights=weights, kv=kv, tensor_parallel=tensor_parallel
+            spec,
+            device_memory,
+            context,
+            weights=weights,
+            kv=kv,
+            state=state,
+            index=index,
+            tensor_parallel=tensor_parallel,
         )
     return fit(
         spec,
@@ -404,6 +475,8 @@ def max_batch_size(
         context=context,  # type: ignore[arg-type]
         weights=weights,
         kv=kv,
+        state=state,
+        index=index,
         tensor_parallel=tensor_parallel,
     ).max_batch_size
 
@@ -415,16 +488,18 @@ def _max_batch_sizes(
     *,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format,
+    index: str | Format | None,
     tensor_parallel: Int,
 ) -> IntArray:
     import numpy as np
 
     weight_total = weight_bytes(spec, weights=weights, tensor_parallel=tensor_parallel).total
-    element = formats.get(kv, "kv")
+    elements = _cache_formats(kv, state, index)
     degree, _ = check_ranks(tensor_parallel, 0)
 
     def fold(device_memory: Any, context: Any) -> tuple[Any, Any]:
-        request = _cache_bytes(spec, context, 1, element, degree).total
+        request = _cache_bytes(spec, context, 1, elements, degree).total
         return device_memory - weight_total, request
 
     def bound(amounts: tuple[int, int]) -> int:
@@ -469,6 +544,8 @@ def max_context(
     device_memory: Int,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
 ) -> ContextLimit | None: ...
@@ -479,6 +556,8 @@ def max_context(
     device_memory: IntArray,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
 ) -> IntArray: ...
@@ -489,6 +568,8 @@ def max_context(
     device_memory: Int,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
 ) -> IntArray: ...
@@ -498,6 +579,8 @@ def max_context(
     device_memory: Int | IntArray,
     weights: str | Format,
     kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
 ) -> ContextLimit | IntArray | None:
@@ -525,13 +608,13 @@ def max_context(
     (6660, 'memory')
     """
     storage = _weight_format(spec, weights)
-    element = formats.get(kv, "kv")
+    elements = _cache_formats(kv, state, index)
     degree, rank = check_ranks(tensor_parallel, 0)
     weight_total = _weight_bytes(spec, storage, degree, rank).total
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:
-            request = _cache_bytes(spec, tokens, 1, element, degree)
+            request = _cache_bytes(spec, tokens, 1, elements, degree)
             return weight_total + batch * _total(request) <= device_memory
 
         return _longest_context(spec, batch, fits)

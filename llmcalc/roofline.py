@@ -19,15 +19,16 @@ PyTorch's counter does; they default to causal pairs and to logits for the last 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
 
 from llmcalc.boundary import choice, count, evaluate, flag_argument, is_array, smaller, whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import factors
-from llmcalc.spec.items import Linear, Mix
+from llmcalc.spec.items import Conv, Linear, Mix, Scan
 from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Full
+from llmcalc.spec.spans import Full, Span
 from llmcalc.units import Flops
 
 if TYPE_CHECKING:
@@ -405,6 +406,7 @@ def flops(
     past: Int,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
 ) -> Breakdown[Flops]: ...
 @overload
 def flops(
@@ -415,6 +417,7 @@ def flops(
     past: Int | IntArray,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
 def flops(
@@ -425,6 +428,7 @@ def flops(
     past: Int | IntArray,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
 def flops(
@@ -435,6 +439,7 @@ def flops(
     past: IntArray,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
 ) -> Breakdown[Flops, IntArray]: ...
 def flops(
     spec: ModelSpec,
@@ -444,6 +449,7 @@ def flops(
     past: Int | IntArray,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
 ) -> Breakdown[Flops, Any]:
     r"""Return the FLOPs of the matrix products of one step, item by item.
 
@@ -452,9 +458,12 @@ def flops(
 
     `new` tokens follow `past` ones in each of `batch` requests: ``past=0`` is a prefill, ``new=1``
     a decode step, the rest a chunk. With `causal` a token attends the positions up to its own
-    within the layer's span; without, every slot held after the step, as PyTorch's counter counts
-    it. `logits` are computed for the ``"last"`` token or for ``"all"``. Lookups, norms, softmax,
-    activations, rotary embedding and bias additions are not counted.
+    within the layer's span; without, all keys that the step has at hand, as a kernel computes
+    that only masks scores, and as PyTorch's counter counts it. `logits` are computed for the
+    ``"last"`` token or for ``"all"``. `mla` is the form of latent attention: ``"expanded"``
+    computes keys and values from all latents again at every step, ``"absorbed"`` attends to the
+    latents as they are cached. Lookups, norms, softmax, activations, rotary embedding and bias
+    additions are not counted.
 
     >>> from llmcalc import ModelSpec, roofline
     >>> llama = ModelSpec.dense(
@@ -471,42 +480,63 @@ def flops(
     """
     flag_argument(causal, "causal")
     choice(logits, "logits", ("last", "all"))
+    choice(mla, "mla", ("expanded", "absorbed"))
+    absorbed, everything = mla == "absorbed", logits == "all"
 
     def fold(batch: Any, new: Any, past: Any) -> Breakdown[Flops, Any]:
-        return _flops(spec, batch, new, past, causal=causal, logits=logits)
+        pairs = (lambda span: span.pairs(new, past)) if causal else _present(new, past)
+        return _flops(spec, batch, new, past, pairs, everything=everything, absorbed=absorbed)
 
-    return evaluate(fold, _total, batch=batch, new=new, past=past)
+    def bounding(batch: Any, new: Any, past: Any) -> Breakdown[Flops, Any]:
+        pairs = (lambda span: span.most_pairs(new, past)) if causal else _present(new, past)
+        return _flops(spec, batch, new, past, pairs, everything=everything, absorbed=absorbed)
+
+    return evaluate(fold, _total, bounding=bounding, batch=batch, new=new, past=past)
+
+
+def _present(new: Any, past: Any) -> Callable[[Span], Any]:
+    return lambda span: new * span.present(new, past)
 
 
 def _flops(
-    spec: ModelSpec, batch: Any, new: Any, past: Any, *, causal: bool, logits: str
+    spec: ModelSpec,
+    batch: Any,
+    new: Any,
+    past: Any,
+    pairs: Callable[[Span], Any],
+    *,
+    everything: bool,
+    absorbed: bool,
 ) -> Breakdown[Flops, Any]:
     one = type(batch) is int and batch == 1
     requests = () if one else ((batch, "requests"),)
     tokens = {
         "all": ((new, "tokens"), *requests),
-        "logits": ((new if logits == "all" else smaller(new, 1), "tokens"), *requests),
+        "logits": ((new if everything else smaller(new, 1), "tokens"), *requests),
+        "latent": ((new if absorbed else past + new, "tokens"), *requests),
     }
-    ledger = spec.ledger
     terms = []
-    for entry in ledger.entries:
+    for entry in spec.ledger.entries:
         item = entry.item
         if isinstance(item, Linear):
-            shape = (*factors(item.out), *factors((item.into,)))
             used = () if item.active is None else ((item.active, "experts per token"),)
-            terms.append(
-                Term(entry.name, (_TWO, *used, *shape, *tokens[item.tokens], *entry.times))
-            )
+            shape = (*used, *factors(item.out), *factors((item.into,)))
+            terms.append(Term(entry.name, (_TWO, *shape, *tokens[item.tokens], *entry.times)))
+        elif isinstance(item, Conv):
+            shape = (*factors((item.channels,)), (item.into * item.kernel, "inputs"))
+            terms.append(Term(entry.name, (_TWO, *shape, *tokens["all"], *entry.times)))
+        elif isinstance(item, Scan):
+            shape = ((item.products, "products"), *factors((item.state,)))
+            terms.append(Term(entry.name, (_TWO, *shape, *tokens["all"], *entry.times)))
         elif isinstance(item, Mix):
-            pairs = item.span.pairs(new, past) if causal else new * item.span.slots(past + new)
-            for name, width in (("scores", item.query_key), ("values", item.value)):
+            widths = (item.query_key, item.value)
+            if absorbed and item.absorbed is not None:
+                widths = item.absorbed
+            met = (pairs(item.span), "pairs")
+            for name, width in zip(("scores", "values"), widths, strict=True):
                 shape = factors(((item.heads, width),))
-                terms.append(
-                    Term(
-                        (*entry.path, f"{item.name}.{name}"),
-                        (_TWO, *shape, (pairs, "pairs"), *requests, *entry.times),
-                    )
-                )
+                path = (*entry.path, f"{item.name}.{name}")
+                terms.append(Term(path, (_TWO, *shape, met, *requests, *entry.times)))
     return Breakdown(Flops, f"FLOPs of {spec.name}", terms)
 
 

@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from importlib import import_module
+from typing import Any
+
+import attrs
 
 from llmcalc.errors import InvalidValueError, LlmcalcError, UnknownNameError
 from llmcalc.huggingface.config import Config, read_json
+from llmcalc.huggingface.registry import READERS
 from llmcalc.spec.model import ModelSpec
 
 __all__ = ["load_model", "supported"]
-
-#: The reader of each model type: a function of `llmcalc.huggingface.dialects`.
-_READERS: Final = {
-    "gpt2": "gpt2",
-    "llama": "llama",
-    "mistral": "mistral",
-    "qwen2": "qwen2",
-}
 
 
 def supported() -> tuple[str, ...]:
@@ -32,7 +28,7 @@ def supported() -> tuple[str, ...]:
     >>> "llama" in huggingface.supported()
     True
     """
-    return tuple(sorted(_READERS))
+    return tuple(sorted(READERS))
 
 
 def load_model(
@@ -69,17 +65,48 @@ def load_model(
     for key in values:
         if not isinstance(key, str):
             raise InvalidValueError("source", key, "must have strings for keys")
+    given = values.get("_name_or_path")
+    title = name or (given if isinstance(given, str) and given else None) or folder
+    model_type = _model_type(values)
+    inner = values.get("text_config")
+    if model_type not in READERS and isinstance(inner, Mapping):
+        return _read_language_model(values, inner, title or model_type)
+    return _read(Config(values, model_type=_known(model_type)), title or model_type)
+
+
+def _model_type(values: Mapping[str, Any]) -> str:
     model_type = values.get("model_type")
     if model_type is None:
         raise LlmcalcError("model_type: is missing; a config.json names its architecture there")
     if not isinstance(model_type, str):
         raise InvalidValueError("model_type", model_type, "must be a string")
-    reader = _READERS.get(model_type)
-    if reader is None:
-        raise UnknownNameError("model_type", model_type, _READERS)
-    from llmcalc.huggingface import dialects
+    return model_type
 
-    given = values.get("_name_or_path")
-    title = name or (given if isinstance(given, str) and given else None) or folder or model_type
-    spec: ModelSpec = getattr(dialects, reader)(Config(values, model_type=model_type), title)
+
+def _known(model_type: str) -> str:
+    if model_type not in READERS:
+        raise UnknownNameError("model_type", model_type, READERS)
+    return model_type
+
+
+def _read(config: Config, title: str) -> ModelSpec:
+    module, _, function = READERS[config.model_type].partition(".")
+    reader = getattr(import_module(f"llmcalc.huggingface.{module}"), function)
+    spec: ModelSpec = reader(config, title)
     return spec
+
+
+def _read_language_model(
+    values: Mapping[str, Any], inner: Mapping[str, Any], title: str
+) -> ModelSpec:
+    """Read the language model of a model that has other parts, too."""
+    model_type = _known(_model_type(inner))
+    # The wrapper states once what holds for all of its parts.
+    shared = {
+        field: values[field]
+        for field in ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")
+        if field in values
+    }
+    spec = _read(Config({**shared, **inner}, model_type=model_type, nested=True), title)
+    remark = f"only text_config was read: the other parts of {values['model_type']} are left out"
+    return attrs.evolve(spec, notes=(remark, *spec.notes))

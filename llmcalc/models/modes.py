@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -159,18 +160,27 @@ def _case(value: object, place: str) -> Case:
     for row in rows:
         if not isinstance(row, list) or not all(_is_number(number) for number in row):
             raise InvalidValueError(f"{place}.expected_logits", row, "must be lists of numbers")
-    tolerance = value.get("tolerance", TOLERANCE)
-    if not _is_number(tolerance) or not 0 <= tolerance < float("inf"):
-        raise InvalidValueError(f"{place}.tolerance", tolerance, "must be a number of at least 0")
+        if len(row) != len(rows[0]):
+            raise InvalidValueError(
+                f"{place}.expected_logits", len(row), f"all rows must have {len(rows[0])} numbers"
+            )
     return Case(
         prompt=tokens,
         expected_logits=tuple(tuple(map(float, row)) for row in rows),
-        tolerance=float(tolerance),
+        tolerance=_tolerance(value.get("tolerance", TOLERANCE), f"{place}.tolerance"),
     )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) <= sys.float_info.max  # others have no float
+    return isinstance(value, float)
+
+
+def _tolerance(value: Any, field: str) -> float:
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise InvalidValueError(field, value, "must be a number of at least 0")
+    return float(value)
 
 
 def evaluate(decoder: TinyDecoder, cases: Iterable[Case]) -> Evaluation:
@@ -190,7 +200,7 @@ def evaluate(decoder: TinyDecoder, cases: Iterable[Case]) -> Evaluation:
     """
     results = []
     for index, case in enumerate(cases):
-        prompt = torch.tensor([case.prompt], device=_device(decoder))
+        prompt = _prompt(decoder, case.prompt)
         with torch.inference_mode():
             logits = decoder(prompt, last_only=len(case.expected_logits) == 1)[0]
         expected = torch.tensor(case.expected_logits, dtype=torch.float64, device=logits.device)
@@ -227,9 +237,10 @@ def kv_evaluate(
     1.0
     """
     steps = whole_number(new_tokens, "new_tokens", minimum=1)
+    most = _tolerance(tolerance, "tolerance")
     results = []
     for prompt in prompts:
-        ids = torch.tensor([list(prompt)], device=_device(decoder))
+        ids = _prompt(decoder, prompt)
         worst = 0.0
         cached = decoder.stream(ids, steps, prefill_chunk_size=prefill_chunk_size)
         for step in cached:
@@ -238,7 +249,7 @@ def kv_evaluate(
                 expected = decoder(ids, last_only=True)[0, 0]
                 ids = torch.cat((ids, step.tokens[:, None]), dim=1)
             worst = max(worst, _difference(step.logits[0], expected))
-        results.append(_result(worst, tolerance))
+        results.append(_result(worst, most))
     return _evaluation(results)
 
 
@@ -259,22 +270,33 @@ def benchmark(
     """
     runs = whole_number(repeats, "repeats", minimum=1)
     rows_of_prompt = whole_number(batch, "batch", minimum=1)
+    steps = whole_number(new_tokens, "new_tokens", minimum=1)
+    limit = decoder.spec.max_positions
+    lengths = [whole_number(length, "prompt_lengths", minimum=1) for length in prompt_lengths]
+    if not lengths:
+        raise InvalidValueError("prompt_lengths", lengths, "must hold at least one length")
+    if limit is not None and max(lengths) + steps - 1 > limit:  # the last token is never read
+        raise InvalidValueError(
+            "prompt_lengths",
+            max(lengths),
+            f"and {steps} new tokens must be at most {limit} positions",
+        )
     generator = torch.Generator().manual_seed(whole_number(seed, "seed"))
     rows = []
-    for length in prompt_lengths:
-        shape = (rows_of_prompt, whole_number(length, "prompt_lengths", minimum=1))
+    for length in lengths:
+        shape = (rows_of_prompt, length)
         ids = torch.randint(decoder.spec.embedding.vocab_size, shape, generator=generator)
         ids = ids.to(_device(decoder))
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for run in range(runs + 1):
             for use_cache, times in seconds.items():
                 start = time.perf_counter()
-                decoder.generate(ids, new_tokens, use_cache=use_cache).cpu()
+                decoder.generate(ids, steps, use_cache=use_cache).cpu()
                 if run:
                     times.append(time.perf_counter() - start)
         row = BenchmarkRow(
             prompt_length=length,
-            new_tokens=new_tokens,
+            new_tokens=steps,
             uncached_seconds=statistics.median(seconds[False]),
             cached_seconds=statistics.median(seconds[True]),
         )
@@ -285,6 +307,15 @@ def benchmark(
                 f"{row.cached_seconds:.4f} s with cache, {row.speedup:.2f}x"
             )
     return Benchmark(rows=tuple(rows), repeats=runs)
+
+
+def _prompt(decoder: TinyDecoder, prompt: Sequence[int]) -> Tensor:
+    """Return the prompt as a batch of one row; refuse tokens that the model does not have."""
+    vocabulary = decoder.spec.embedding.vocab_size
+    tokens = [whole_number(token, "prompt") for token in prompt]
+    if not tokens or max(tokens) >= vocabulary:
+        raise InvalidValueError("prompt", tokens, f"must hold token ids below {vocabulary}")
+    return torch.tensor([tokens], device=_device(decoder))
 
 
 def _difference(got: Tensor, expected: Tensor) -> float:

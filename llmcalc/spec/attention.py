@@ -17,7 +17,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
 from llmcalc.spec.parts import Norm
-from llmcalc.spec.spans import Full, Span, Window
+from llmcalc.spec.spans import Full, Span
 
 __all__ = ["Attention", "LatentAttention", "Rotary"]
 
@@ -68,7 +68,7 @@ class Attention:
     output: bool = attrs.field(default=True, validator=flag)
     output_bias: bool = attrs.field(default=False, validator=flag)
     rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
-    span: Span = attrs.field(default=Full(), validator=instance_of(Full, Window))
+    span: Span = attrs.field(default=Full())
     value_dim: int | None = attrs.field(default=None, validator=_optional(size))
     query_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     key_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
@@ -86,7 +86,7 @@ class Attention:
     @property
     def label(self) -> str:
         """What tells layers of this kind from others."""
-        return "decoder" if self.span == Full() else "window"
+        return "decoder" if self.span == Full() else type(self.span).__name__.lower()
 
     def __attrs_post_init__(self) -> None:
         if self.query_heads % self.kv_heads:
@@ -173,7 +173,7 @@ class LatentAttention:
     norm: Norm = attrs.field(validator=instance_of(Norm))
     bias: bool = attrs.field(default=False, validator=flag)
     rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
-    span: Span = attrs.field(default=Full(), validator=instance_of(Full, Window))
+    span: Span = attrs.field(default=Full())
 
     def check_width(self, embed_dim: int) -> None:
         """Every width will do: the result has the width of the input."""
@@ -193,8 +193,18 @@ class LatentAttention:
             yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
         yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
         yield from self.norm.items("kv_a_norm", (latent,))
-        yield Linear(name="kv_b", into=(latent,), out=((heads, nope), (heads, value)))
+        yield Linear(
+            name="kv_b", into=(latent,), out=((heads, nope), (heads, value)), tokens="latent"
+        )
         yield Cache(name="latent", role="latent", shape=(latent,), span=self.span)
         yield Cache(name="rope", role="latent", shape=(rope,), span=self.span)
-        yield Mix(name="attention", heads=heads, query_key=query_key, value=value, span=self.span)
+        cached = Axis("latent_and_rope", self.latent_dim + self.rope_dim)
+        yield Mix(
+            name="attention",
+            heads=heads,
+            query_key=query_key,
+            value=value,
+            span=self.span,
+            absorbed=(cached, latent),
+        )
         yield Linear(name="o", into=(heads, value), out=((embed,),), bias=self.bias)

@@ -3,8 +3,10 @@
 * `Linear`: a matrix multiply with its weight and optional bias.
 * `Table`: a lookup table: rows are read, not multiplied.
 * `Scale`: elementwise parameters, such as a norm's weight.
+* `Conv`: a short causal convolution over positions.
 * `Cache`: what a request holds between steps.
 * `Mix`: weightless mixing over positions: attention scores and values.
+* `Scan`: a recurrence over a state of fixed size.
 """
 
 from __future__ import annotations
@@ -16,14 +18,28 @@ import attrs
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.spans import Span
 
-__all__ = ["Cache", "CacheRole", "Item", "Linear", "Mix", "Scale", "Table", "Tokens"]
+__all__ = [
+    "Cache",
+    "CacheRole",
+    "Conv",
+    "Item",
+    "Linear",
+    "Mix",
+    "Scale",
+    "Scan",
+    "Table",
+    "Tokens",
+]
 
-#: Which tokens pass through a matrix multiply: every new one, or only those that give logits.
-Tokens: TypeAlias = Literal["all", "logits"]
+#: Which tokens pass through a matrix multiply: every new one, only those that give logits, or
+#: those of the latent cache: all of its tokens where they are expanded again at every step, the
+#: new ones where the matrix is absorbed into queries and outputs.
+Tokens: TypeAlias = Literal["all", "logits", "latent"]
 
-#: What a cache holds. The role decides which format argument (``kv=`` ...) gives its elements:
-#: keys and values, or a latent from which they are computed.
-CacheRole: TypeAlias = Literal["kv", "latent"]
+#: What a cache holds. The role decides which format argument gives its elements: keys and values,
+#: or a latent from which they are computed (``kv=``); an indexer's keys (``index=``); the state of
+#: a recurrence, or the last inputs of a convolution (``state=``).
+CacheRole: TypeAlias = Literal["kv", "latent", "index", "state", "conv"]
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +82,20 @@ class Scale:
 
 
 @attrs.frozen(kw_only=True)
+class Conv:
+    """A causal convolution of `channels` over `kernel` positions, each channel by itself.
+
+    With `into`, each channel reads those of its group instead: `into` of them.
+    """
+
+    name: str
+    channels: Axes
+    kernel: int
+    into: int = 1
+    bias: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class Cache:
     """What one request holds: `shape` elements for each slot of its `span`."""
 
@@ -80,6 +110,7 @@ class Mix:
     """Attention's weightless work over the positions of `span`.
 
     `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
+    `absorbed` gives these two widths where a latent is read as it is cached.
     """
 
     name: str
@@ -87,6 +118,16 @@ class Mix:
     query_key: Axis
     value: Axis
     span: Span
+    absorbed: tuple[Axis, Axis] | None = None
 
 
-Item: TypeAlias = Linear | Table | Scale | Cache | Mix
+@attrs.frozen(kw_only=True)
+class Scan:
+    """A recurrence: each token passes `products` times over a state of `state` elements."""
+
+    name: str
+    state: Axes
+    products: int
+
+
+Item: TypeAlias = Linear | Table | Scale | Conv | Cache | Mix | Scan

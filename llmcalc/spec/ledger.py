@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from llmcalc.breakdown import Factor
-from llmcalc.spec.axes import Axes, factors
-from llmcalc.spec.items import Cache, Item, Linear, Scale, Table
+from llmcalc.spec.axes import Axes, Axis, factors
+from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "StoredTensor"]
 
@@ -60,6 +60,17 @@ class StoredTensor:
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "row_factors", factors(self.rows))
         object.__setattr__(self, "column_factors", factors(self.columns))
+
+    @property
+    def active_factors(self) -> tuple[Factor, ...]:
+        """The factors of the rows that one token reads."""
+        if self.active is None:
+            return self.row_factors
+        used = Axis("experts per token", self.active)
+        pieces = tuple(
+            tuple(used if axis.name == "experts" else axis for axis in piece) for piece in self.rows
+        )
+        return factors(pieces)
 
     def share(
         self, tensor_parallel: int, rank: int
@@ -128,3 +139,8 @@ def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...
         yield "", ((item.rows,),), (item.row,)
     elif isinstance(item, Scale):
         yield "", ONE_ROW, (item.axes,)
+    elif isinstance(item, Conv):
+        inputs = () if item.into == 1 else (Axis("channels per group", item.into),)
+        yield ".weight", (item.channels,), ((*inputs, Axis("kernel", item.kernel)),)
+        if item.bias:
+            yield ".bias", ONE_ROW, (item.channels,)

@@ -3,43 +3,61 @@
 * `Block`: a residual step: norm, part, sum.
 * `ParallelBlock`: several parts that read the same input and are summed.
 * `Layer`: the blocks of one layer.
-* `LayerRun`: the same layer several times in a row.
+* `LayerRun`: the same layer several times in a row; `runs` makes them from a list of layers.
+* `Part`: what a block can hold.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
   `ModelSpec.assignment_decoder` compose the usual ones from sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Literal, TypeAlias
+from itertools import groupby
+from typing import Literal, Protocol
 
 import attrs
 
 from llmcalc.boundary import choice, instance_of, size, whole_number
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.attention import Attention, LatentAttention, Rotary
+from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import Activation, FeedForward
+from llmcalc.spec.items import Item
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
 
-__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part"]
+__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part", "runs"]
 
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
-#: What a block can hold.
-Part: TypeAlias = Attention | LatentAttention | FeedForward | Experts
+
+class Part(Protocol):
+    """What a block can hold: it emits items; it computes no number.
+
+    `group` is where its parameters are counted; `label` tells layers that have it from others.
+    """
+
+    @property
+    def group(self) -> str:
+        """The group of the part's items in every breakdown."""
+
+    @property
+    def label(self) -> str:
+        """A word for layers that have this part; empty for what most layers have."""
+
+    def check_width(self, embed_dim: int) -> None:
+        """Refuse a width that the part's result does not have."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the items of the part in a model of width `embed`."""
 
 
 @attrs.frozen(kw_only=True)
 class Block:
     """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one."""
 
-    part: Part = attrs.field(
-        validator=instance_of(Attention, LatentAttention, FeedForward, Experts)
-    )
+    part: Part
     norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
     post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
 
@@ -98,6 +116,27 @@ class LayerRun:
     count: int = attrs.field(validator=size)
     label: str
     layer: Layer = attrs.field(validator=instance_of(Layer))
+
+
+def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
+    """Return the layers run-length encoded, each kind under a label made of its parts' labels.
+
+    >>> from llmcalc.spec import Attention, Block, Layer, Window, runs
+    >>> full = Attention(query_heads=4, kv_heads=2, head_dim=16)
+    >>> local = Attention(query_heads=4, kv_heads=2, head_dim=16, span=Window(8))
+    >>> kinds = [Layer(blocks=(Block(part=part),)) for part in (local, full)]
+    >>> [(run.label, run.count) for run in runs([kinds[0], kinds[0], kinds[1]])]
+    [('window', 2), ('decoder', 1)]
+    """
+    labels: dict[Layer, str] = {}
+    result: list[LayerRun] = []
+    for layer, run in groupby(layers):
+        if layer not in labels:
+            label = "-".join(dict.fromkeys(part.label for part in layer.parts if part.label))
+            same = sum(name.partition(" ")[0] == label for name in labels.values())
+            labels[layer] = f"{label} {same + 1}" if same else label
+        result.append(LayerRun(count=sum(1 for _ in run), label=labels[layer], layer=layer))
+    return tuple(result)
 
 
 @attrs.frozen(kw_only=True, slots=False)

@@ -2,11 +2,16 @@
 
 * `Full`: every position up to the query's own.
 * `Window`: the last few positions.
+* `Chunk`: the positions of the query's own chunk.
+* `TopK`: as many positions as an indexer picks; all are held.
+* `Constant`: a state that does not grow, such as that of a recurrence.
 
-Each span answers three questions, for integers and for integer arrays alike:
+Each span answers six questions, for integers and for integer arrays alike:
 
 * ``slots(context)``: slots that a request of `context` tokens holds;
 * ``pairs(new, past)``: (query, key) pairs when `new` tokens follow `past` ones, causally;
+* ``present(new, past)``: the keys that a step has at hand, in a kernel that skips none of them;
+* ``most_pairs(new, past)``: a bound of ``pairs`` for all workloads up to this one;
 * ``most_slots``: the slots that no context exceeds, or `None`;
 * ``slot_name``: what a slot is called in a printed working.
 """
@@ -19,7 +24,7 @@ import attrs
 
 from llmcalc.boundary import size, smaller
 
-__all__ = ["Full", "Span", "Window"]
+__all__ = ["Chunk", "Constant", "Full", "Span", "TopK", "Window"]
 
 
 @attrs.frozen
@@ -48,6 +53,14 @@ class Full:
     def pairs(self, new: Any, past: Any) -> Any:
         """Return the sum of past + 1, past + 2, ..., past + new."""
         return new * past + new * (new + 1) // 2
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return all positions."""
+        return past + new
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs, which grow with the workload."""
+        return self.pairs(new, past)
 
 
 @attrs.frozen
@@ -81,5 +94,136 @@ class Window:
         growing = smaller(self.size - smaller(past, self.size), new)
         return growing * past + growing * (growing + 1) // 2 + (new - growing) * self.size
 
+    def present(self, new: Any, past: Any) -> Any:
+        """Return what is held before the step, short of one slot, and the new positions."""
+        return smaller(past, self.size - 1) + new
 
-Span: TypeAlias = Full | Window
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs, which grow with the workload."""
+        return self.pairs(new, past)
+
+
+@attrs.frozen
+class Chunk:
+    """Positions are cut into chunks of `size`; a query attends its own chunk up to itself.
+
+    What a request holds is given at its peak: the end of a chunk.
+
+    >>> from llmcalc.spec import Chunk
+    >>> Chunk(4).slots(1024), Chunk(4).pairs(new=3, past=3)
+    (4, 7)
+    """
+
+    size: int = attrs.field(validator=size)
+
+    @property
+    def slot_name(self) -> str:
+        """One slot for each token in the chunk."""
+        return f"tokens (chunk {self.size})"
+
+    @property
+    def most_slots(self) -> int | None:
+        """The chunk's size."""
+        return self.size
+
+    def slots(self, context: Any) -> Any:
+        """Return the slots held for up to `context` tokens: at most a chunk."""
+        return smaller(context, self.size)
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return the sum of position % size + 1 over the new tokens' positions, from 0."""
+        # First what is left of the chunk that is under way, then whole chunks, then a begun one.
+        seen = past % self.size
+        first = smaller(new, self.size - seen)
+        whole, rest = (new - first) // self.size, (new - first) % self.size
+        return (
+            first * seen
+            + first * (first + 1) // 2
+            + whole * self.size * (self.size + 1) // 2
+            + rest * (rest + 1) // 2
+        )
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return what is held before the step, short of one slot, and the new positions."""
+        return smaller(past, self.size - 1) + new
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs if every new token met a full chunk."""
+        return new * smaller(past + new, self.size)
+
+
+@attrs.frozen
+class TopK:
+    """Every position is held; a query attends the `count` that an indexer picks among them.
+
+    >>> from llmcalc.spec import TopK
+    >>> TopK(4).slots(1024), TopK(4).pairs(new=2, past=3)
+    (1024, 8)
+    """
+
+    count: int = attrs.field(validator=size)
+
+    @property
+    def slot_name(self) -> str:
+        """One slot a token."""
+        return "tokens"
+
+    @property
+    def most_slots(self) -> int | None:
+        """`None`: the cache grows with the context."""
+        return None
+
+    def slots(self, context: Any) -> Any:
+        """Return the slots held for `context` tokens: all of them."""
+        return context
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return the sum of min(position, count) over the new tokens' positions."""
+        return Window(self.count).pairs(new, past)
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return all positions."""
+        return past + new
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs, which grow with the workload."""
+        return self.pairs(new, past)
+
+
+@attrs.frozen
+class Constant:
+    """One state a request, whatever its context.
+
+    >>> from llmcalc.spec import Constant
+    >>> Constant().slots(1024), Constant().most_slots
+    (1, 1)
+    """
+
+    @property
+    def slot_name(self) -> str:
+        """One slot a request."""
+        return "state"
+
+    @property
+    def most_slots(self) -> int | None:
+        """One."""
+        return 1
+
+    def slots(self, context: Any) -> Any:
+        """Return 1, in the shape of `context`."""
+        return context * 0 + 1
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return one for each new token: each meets the state once."""
+        return new + past * 0
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return one state."""
+        return self.slots(past + new)
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs, which grow with the workload."""
+        return self.pairs(new, past)
+
+
+Span: TypeAlias = Full | Window | Chunk | TopK | Constant
