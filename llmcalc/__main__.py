@@ -8,9 +8,9 @@
 * ``decoder benchmark``: the time of a generation with and without cache.
 * ``decoder plot``: the picture of a benchmark.
 
-Tables need the extra ``cli``, pictures ``plot``, the decoder ``torch``; ``--json`` needs none of its
-own. Results go to standard output, progress to standard error. The exit status is 0; 1 where a
-decoder does not pass its evaluation; 2 for an error, which is one line on standard error.
+Tables need the extra ``cli``, pictures ``plot``, the decoder ``torch``; ``--json`` needs no table.
+Results go to standard output, progress to standard error. The exit status is 0; 1 where a decoder
+does not pass its evaluation; 2 for an error, which is one line on standard error.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(MissingExtraError("this command", str(problem.name), extra)))
     except (ArithmeticError, MemoryError) as problem:
-        return _fail(f"the sizes are too large: {problem or type(problem).__name__}")
+        return _fail(f"the sizes are too large: {str(problem) or type(problem).__name__}")
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -220,14 +220,15 @@ def _memory(text: str) -> int:
     (85899345920, 1536)
     """
     match = re.fullmatch(r"\s*([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([A-Za-z]*)\s*", text)
-    scale = _MEMORY_UNITS.get(match[3]) if match else None
+    scale = _MEMORY_UNITS.get(match[3]) if match is not None else None
     if match is None or scale is None:
         known = ", ".join(_MEMORY_UNITS)
         raise argparse.ArgumentTypeError(
             f"{_short(text)} is not a number with its unit, such as 80GiB or 80GB; units: {known}"
         )
     decimals = match[2] or ""
-    size, rest = divmod(int(match[1] + decimals) * scale, 10 ** len(decimals))
+    unit: int = 10 ** len(decimals)
+    size, rest = divmod(int(match[1] + decimals) * scale, unit)
     if rest or size > _LARGEST:
         raise argparse.ArgumentTypeError(
             f"{_short(text)} is not a whole number of bytes in 63 bits"
@@ -409,7 +410,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     where = "each device" if device is None else f"each {device.name}"
     lines = [
         f"{spec.name}: {units.format_quantity(parameters.total, units.Params)} ({counting})",
-        f"{where}: {units.format_quantity(size, units.Bytes)}; "
+        f"{where}: {units.format_quantity(size, units.Bytes)}",
         f"weights in {arguments.weights}, KV cache in {arguments.kv}",
         "",
         _table(
@@ -630,6 +631,7 @@ def _attention(
     """Return the figures of one attention call."""
     from llmcalc import roofline
 
+    attention: Any = roofline  # keywords by the mapping, which no overload describes
     heads = {"head_dim": arguments.head_dim, "query_heads": arguments.query_heads}
     work = {"causal": arguments.causal, "softmax_flops": arguments.softmax_flops}
     moved = {
@@ -643,9 +645,9 @@ def _attention(
         "algorithm": algorithm,
         "phase": phase,
         **shape,
-        "flops": roofline.attention_flops(**shape, **heads, **work),
-        "bytes": roofline.attention_bytes(**shape, **heads, **moved, causal=arguments.causal),
-        "intensity": roofline.attention_intensity(**shape, **heads, **work, **moved),
+        "flops": attention.attention_flops(**shape, **heads, **work),
+        "bytes": attention.attention_bytes(**shape, **heads, **moved, causal=arguments.causal),
+        "intensity": attention.attention_intensity(**shape, **heads, **work, **moved),
     }
 
 
@@ -681,9 +683,9 @@ def _plot_intensity(arguments: argparse.Namespace, device: hardware.DeviceSpec |
 
 def _figure(path: Path, size: tuple[float, float]) -> Figure:
     """Return an empty figure; refuse a file that it could not be written to, before any work."""
-    from matplotlib.figure import Figure
+    from matplotlib import figure as figures
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = figures.Figure(figsize=size, layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if _kind(path) not in kinds:
         raise InvalidValueError("plot", str(path), f"must end in one of {', '.join(kinds)}")
@@ -707,6 +709,8 @@ _PROMPT_LENGTHS: Final = (10, 50, 100, 500, 1000)
 
 #: The arguments of a benchmark that is run; what is not given is left to the library.
 _BENCHMARK: Final = ("prompt_lengths", "new_tokens", "batch", "repeats", "seed")
+
+_MOST_THREADS: Final = 1024
 
 _JSON_CASES: Final = (
     'JSON: [{"prompt": [ids], "expected_logits": [last token] or [[every token]], "tolerance": x}]'
@@ -775,10 +779,10 @@ def _add_spec(parser: _Parser) -> None:
     )
     sizes.add_argument("--config", metavar="MODEL", help="config.json, or the folder that holds it")
     _sizes(sizes, _DECODER_SIZES)
+    sizes.add_argument("--dtype", choices=("float32", "float64"), help="default: float32")
     sizes.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="default: float32"
+        "--threads", type=_integer, metavar="N", help="threads of PyTorch (default: 1)"
     )
-    sizes.add_argument("--threads", type=_integer, metavar="N", help="threads of PyTorch")
 
 
 def _add_benchmark(parser: _Parser) -> None:
@@ -819,15 +823,19 @@ def _decoder(arguments: argparse.Namespace, weights: str | None, seed: int = 0) 
     from llmcalc.models.tiny_decoder import TinyDecoder
     from llmcalc.models.weights import load_weights
 
-    if arguments.threads is not None:
-        torch.set_num_threads(whole_number(arguments.threads, "threads", minimum=1))
+    # More threads than free cores make a small model slower, and its times incomparable.
+    threads = whole_number(1 if arguments.threads is None else arguments.threads, "threads")
+    if not 1 <= threads <= _MOST_THREADS:
+        raise InvalidValueError("threads", threads, f"must be from 1 to {_MOST_THREADS}")
+    torch.set_num_threads(threads)
     if arguments.config is None:
         spec = ModelSpec.assignment_decoder(**(_DECODER_SIZES | _chosen(arguments, _DECODER_SIZES)))
     else:
         _refuse(arguments, _DECODER_SIZES, "--config")
         spec = _load(arguments.config)
     generator = torch.Generator().manual_seed(seed)
-    decoder = TinyDecoder(spec, dtype=getattr(torch, arguments.dtype), generator=generator).eval()
+    dtype = getattr(torch, arguments.dtype or "float32")
+    decoder = TinyDecoder(spec, dtype=dtype, generator=generator).eval()
     return decoder if weights is None else load_weights(decoder, weights)
 
 
@@ -949,7 +957,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     if arguments.benchmark is None:
         values = _run_benchmark(arguments).to_dict()
     else:
-        running = (*_BENCHMARK, "weights", "threads", "config", *_DECODER_SIZES)
+        running = (*_BENCHMARK, "weights", "threads", "dtype", "config", *_DECODER_SIZES)
         _refuse(arguments, running, "--benchmark")
         values = _read_benchmark(arguments.benchmark)
     plots.latency(_timings(values["rows"]), ax=figure.subplots())
