@@ -1,0 +1,85 @@
+"""Type checkers infer what users rely on, and refuse what is wrong at run time, too."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: Each line that ends in a marker must be an error of that code, no other line may be one.
+MISTAKES = """\
+from llmcalc import DeviceSpec, GiB, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc.breakdown import Breakdown
+from llmcalc.units import Flops
+
+
+def wrong(spec: ModelSpec, device: DeviceSpec) -> None:
+    weights = memory.weight_bytes(spec, weights="bf16")
+    memory.parameters(spec) + weights  # E: operator
+    sum_of_units: Breakdown[Flops] = weights  # E: assignment
+    weights.total = 3  # E: misc
+    weights.terms[0].path = ()  # E: misc
+    spec.embed_dim = 8  # E: misc
+    device.memory_bytes = 8  # E: misc
+    memory.weight_bytes(spec)  # E: call-arg
+    memory.weight_bytes(spec, "bf16")  # E: call-arg
+    memory.weight_bytes(spec, weights=2)  # E: arg-type
+    memory.kv_cache_bytes(spec, context=1024)  # E: call-overload
+    memory.kv_cache_bytes(spec, context="1024", kv="bf16")  # E: call-overload
+    memory.max_context(spec, device_memory=80.0, weights="bf16", kv="bf16")  # E: call-overload
+    memory.fit(spec, device_memory=GiB, context=1.0, weights="bf16", kv="bf16")  # E: arg-type
+    batch = memory.max_batch_size(spec, device_memory=GiB, context=1, weights="bf16", kv="bf16")
+    batch + 1  # E: operator
+    limit = memory.max_context(spec, device_memory=GiB, weights="bf16", kv="bf16")
+    limit.limited_by  # E: union-attr
+    roofline.attention_bytes(queries=1, keys=1, head_dim=1, element_bytes=2)  # E: call-overload
+    roofline.attention_bytes(  # E: call-overload
+        queries=1, keys=1, head_dim=1, element_bytes=2, algorithm="fast"
+    )
+    roofline.flops(spec, batch=1, new=1, past=0, logits="first")  # E: call-overload
+    roofline.flops(spec, batch=1.0, new=1, past=0)  # E: call-overload
+    ModelSpec.dense(name="a", num_layers=1)  # E: call-arg
+    ModelSpec.dense("a", num_layers=1)  # E: call-arg
+    load_model(8)  # E: arg-type
+    hardware.get(8)  # E: arg-type
+    hardware.get("L4").peak(8)  # E: arg-type
+"""
+
+
+def mypy(*arguments: str) -> str:
+    """Run mypy strict by the project's settings, and return what it prints."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            *("-m", "mypy", "--strict", "--config-file", str(ROOT / "pyproject.toml")),
+            *("--cache-dir", str(ROOT / ".mypy_cache" / "typing-tests"), "--no-error-summary"),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode in {0, 1}, done.stderr  # 2 is a crash
+    return done.stdout
+
+
+def test_the_cases_are_inferred_as_they_say() -> None:
+    assert not mypy(str(Path(__file__).parent / "cases.py"))
+
+
+def test_every_mistake_is_an_error_and_nothing_else_is(tmp_path: Path) -> None:
+    path = tmp_path / "mistakes.py"
+    path.write_text(MISTAKES, encoding="utf-8")
+    found: dict[int, set[str]] = {}
+    for line, code in re.findall(r"^\S+?:(\d+): error: .*\[([\w-]+)\]$", mypy(str(path)), re.M):
+        found.setdefault(int(line), set()).add(code)
+    expected = {
+        number: set(line.partition("# E: ")[2].split(","))
+        for number, line in enumerate(MISTAKES.splitlines(), start=1)
+        if "# E: " in line
+    }
+    assert found == expected
