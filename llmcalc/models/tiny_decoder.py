@@ -25,7 +25,17 @@ from torch.nn import functional as F  # noqa: N812  # the field's name for it
 from llmcalc.boundary import choice, flag_argument, whole_number
 from llmcalc.errors import InvalidValueError
 from llmcalc.models.sampling import Sampling
-from llmcalc.spec import Attention, Block, FeedForward, Full, Layer, ModelSpec, Norm, Rotary
+from llmcalc.spec import (
+    Attention,
+    Block,
+    Embedding,
+    FeedForward,
+    Head,
+    Layer,
+    ModelSpec,
+    Norm,
+    Rotary,
+)
 
 __all__ = ["KVCache", "Step", "TinyDecoder"]
 
@@ -37,12 +47,22 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-#: The fields of parts that the layers below execute; others must have their defaults.
-_ATTENTION: Final = {
-    "query_heads", "kv_heads", "head_dim", "query_bias", "key_bias", "value_bias", "output",
-    "output_bias", "rotary",
-}  # fmt: skip
-_FEED_FORWARD: Final = {"inner_dim", "gated", "activation", "input_bias", "output_bias"}
+#: The fields of each part that this model executes; others must have their defaults.
+_EXECUTED: Final[dict[type[Any], frozenset[str]]] = {
+    Attention: frozenset(
+        {"query_heads", "kv_heads", "head_dim", "output", "rotary"}
+        | {"query_bias", "key_bias", "value_bias", "output_bias"}
+    ),
+    FeedForward: frozenset({"inner_dim", "gated", "activation", "input_bias", "output_bias"}),
+    Norm: frozenset({"kind", "bias", "eps"}),
+    Block: frozenset({"part", "norm"}),
+    Embedding: frozenset({"vocab_size", "learned_positions"}),
+    Head: frozenset({"tied", "bias"}),
+    ModelSpec: frozenset(
+        {"name", "embed_dim", "embedding", "layers", "final_norm", "head", "max_positions"}
+        | {"checkpoint", "notes"}
+    ),
+}
 
 
 class KVCache:
@@ -230,7 +250,14 @@ class _Pass:
 
     __slots__ = ("cache", "cos", "counts", "explicit", "mask", "past", "sin")
 
-    def __init__(self, cache: KVCache | None, counts: Sequence[int], *, explicit: bool) -> None:
+    def __init__(
+        self,
+        cache: KVCache | None,
+        counts: Sequence[int],
+        *,
+        explicit: bool,
+        device: torch.device,
+    ) -> None:
         new = max(counts)
         self.cache = cache
         self.counts = counts
@@ -242,13 +269,11 @@ class _Pass:
         self.mask: Tensor | None = None
         if not _uniform(self.past, counts):
             total = max(map(sum, zip(self.past, counts, strict=True)))
-            rows = torch.tensor(self.past)[:, None, None, None]
-            queries = rows + torch.arange(new)[:, None]
-            self.mask = torch.arange(total) <= queries
+            rows = torch.tensor(self.past, device=device)[:, None, None]
+            self.mask = _causal(rows + torch.arange(new, device=device), total)
         elif new > 1:
             total = self.past[0] + new
-            queries = torch.arange(self.past[0], total)[:, None]
-            self.mask = torch.arange(total) <= queries
+            self.mask = _causal(torch.arange(self.past[0], total, device=device), total)
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend with queries (B, H, T, D) to keys and values (B * K, L, D); give (B, H, T, D)."""
@@ -401,7 +426,7 @@ class TinyDecoder(nn.Module):
         self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
     ) -> Tensor:
         """Run the layers on checked arguments."""
-        step = _Pass(cache, counts, explicit=self.explicit)
+        step = _Pass(cache, counts, explicit=self.explicit, device=input_ids.device)
         x = F.embedding(input_ids, self.token_embedding.weight)  # (B, T, E)
         x = _dropout(self._place(x, step), self)
         for index, layer in enumerate(self._decoder_layers):
@@ -684,6 +709,11 @@ def _steps(
             return
 
 
+def _causal(queries: Tensor, keys: int) -> Tensor:
+    """Say of each query's position (..., T) which of the first `keys` it sees: (..., T, keys)."""
+    return torch.arange(keys, device=queries.device) <= queries[..., None]
+
+
 def _uniform(past: Sequence[int], counts: Sequence[int]) -> bool:
     """Whether all rows are equally long, before and after: then no row needs a mask of its own."""
     return len({*past}) == len({*counts}) == 1
@@ -712,40 +742,44 @@ def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
     """
     if not isinstance(spec, ModelSpec):
         raise InvalidValueError("spec", spec, "must be a ModelSpec")
-    rule = "cannot be executed by TinyDecoder"
+    for part in (spec, spec.embedding, spec.final_norm, spec.head):
+        _check_part(part)
     positions: set[tuple[Rotary, int] | None] = set()
     for run in spec.layers:
-        attention, feed_forward = _plain_parts(run.layer, rule)
-        _check_parts(attention, feed_forward, rule)
+        attention = _check_layer(run.layer)
         rotary = attention.rotary
+        if rotary is not None and rotary.scaling is not None:
+            raise InvalidValueError("rotary", rotary.scaling, f"{_RULE}: scaled positions")
         positions.add(None if rotary is None else (rotary, attention.head_dim))
     if len(positions) > 1:
-        raise InvalidValueError("rotary", positions, f"{rule}: layers differ in their positions")
+        raise InvalidValueError("rotary", positions, f"{_RULE}: layers differ in their positions")
     return positions.pop()
 
 
-def _plain_parts(layer: Layer, rule: str) -> tuple[Attention, FeedForward]:
-    """Give the parts of a pre-norm layer of attention and feed-forward; refuse any other."""
+def _check_layer(layer: Layer) -> Attention:
+    """Refuse a layer that is not pre-norm attention and feed-forward; return the attention."""
     match layer.blocks:
         case (
-            Block(part=Attention() as attention, post_norm=None),
-            Block(part=FeedForward() as feed_forward, post_norm=None),
+            Block(part=Attention() as attention) as first,
+            Block(part=FeedForward() as feed_forward) as second,
         ):
-            return attention, feed_forward
+            for part in (first, attention, first.norm, second, feed_forward, second.norm):
+                _check_part(part)
+            return attention
     names = [type(part).__name__ for part in layer.parts]
     raise InvalidValueError(
-        "layer", names, f"{rule}: it needs pre-norm attention, then feed-forward"
+        "layer", names, f"{_RULE}: it needs pre-norm attention, then feed-forward"
     )
 
 
-def _check_parts(attention: Attention, feed_forward: FeedForward, rule: str) -> None:
-    """Refuse an option of the parts that the layers here don't have."""
-    if attention.span != Full():
-        raise InvalidValueError("span", attention.span, f"{rule}: it attends in full")
-    if attention.rotary is not None and attention.rotary.scaling is not None:
-        raise InvalidValueError("rotary", attention.rotary.scaling, f"{rule}: scaled positions")
-    for part, known in ((attention, _ATTENTION), (feed_forward, _FEED_FORWARD)):
-        for field in attrs.fields(type(part)):
-            value = getattr(part, field.name)
-            if field.name not in known and value != field.default:
-                raise InvalidValueError(field.name, value, rule)
+def _check_part(part: Any) -> None:
+    """Refuse an option that the modules here don't have."""
+    if part is None:
+        return
+    for field in attrs.fields(type(part)):
+        value = getattr(part, field.name)
+        if field.name not in _EXECUTED[type(part)] and value != field.default:
+            raise InvalidValueError(field.name, value, _RULE)
+
+
+_RULE: Final = "cannot be executed by TinyDecoder"

@@ -112,14 +112,16 @@ class Ledger:
 
 
 def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
-    seen: set[str] = set()
+    seen: set[tuple[str, bool]] = set()
     for entry in entries:
         item = entry.item
-        if isinstance(item, Linear | Table) and item.storage is not None:
-            if item.storage in seen:
-                continue
-            seen.add(item.storage)
         for suffix, rows, columns in _shapes(item):
+            if isinstance(item, Linear | Table) and item.storage is not None:
+                # A tied head stores no weight of its own, but it may have a bias.
+                key = item.storage, suffix == ".bias"
+                if key in seen:
+                    continue
+                seen.add(key)
             path = (*entry.path, item.name + suffix)
             active = item.active if isinstance(item, Linear) else None
             yield StoredTensor(path, rows, columns, entry.times, active)
