@@ -638,8 +638,7 @@ def _attention(
         "kv_heads": arguments.kv_heads,
         "element_bytes": arguments.element_bytes,
         "algorithm": algorithm,
-        # One request shares with nobody; the plots say the same.
-        "shared_kv": arguments.shared_kv if phase == "decode" else None,
+        "shared_kv": arguments.shared_kv,
     }
     return {
         "algorithm": algorithm,

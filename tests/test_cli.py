@@ -113,6 +113,9 @@ def test_fit_prints_the_assignments_table_by_default(
     assert [row["max_batch_size"] for row in values["rows"]] == list(batches)
     assert [row["kv_cache_bytes"] for row in values["rows"]] == [2**27, 2**28, 2**29]
     assert {f"{row['weight_bytes'] / 2**30:.3f}" for row in values["rows"]} == {weights_gib}
+    for row in values["rows"]:
+        used = row["weight_bytes"] + row["max_batch_size"] * row["kv_cache_bytes"]
+        assert 0 <= row["left_bytes"] == 80 * 2**30 - used < row["kv_cache_bytes"]
     grouped = f"{parameters:,}".replace(",", " ")
     assert cells(text(capsys, "fit", *flags), "tensor parallel") == [
         ["1", str(context), grouped, weights_gib, cache, str(batch)]
@@ -181,6 +184,10 @@ def test_a_request_that_holds_nothing_has_no_largest_batch(capsys: Output) -> No
         ("80GB", 80 * 10**9),
         ("80 GB", 80 * 10**9),
         ("1.5TiB", 3 * 2**39),
+        ("3KB", 3000),
+        ("3MB", 3 * 10**6),
+        ("3KiB", 3072),
+        ("3MiB", 3 * 2**20),
         ("0.1TB", 10**11),
         ("17179869184B", 2**34),
     ],
@@ -336,11 +343,16 @@ def test_intensity_writes_its_picture_where_it_says(
 
 def test_the_picture_shows_prefill_and_decode(capsys: Output, tmp_path: Path) -> None:
     path = tmp_path / "picture.svg"
-    text(capsys, "intensity", "--plot", str(path), "--decode-context", "333")
+    argv = ("intensity", "--plot", str(path), "--decode-context", "333", "--batch", "8", "1")
+    more = ("--causal", "--no-shared-kv", "--query-heads", "8", "--kv-heads", "2")
+    text(capsys, *argv, *more, "--head-dim", "64", "--element-bytes", "1", "--device", "L4")
     drawn = path.read_text(encoding="utf-8")
     # Matplotlib writes each text as a comment beside its glyphs.
-    assert "<!-- Prefill attention -->" in drawn
-    assert "<!-- Decode attention at context 333 -->" in drawn
+    for title in ("Causal prefill attention", "Decode attention at context 333"):
+        assert f"<!-- {title}" in drawn
+    assert drawn.count("8 query heads, 2 KV heads, head_dim 64, 1 byte an element") == 2
+    assert drawn.count("<!-- ridge of L4, bf16: 403 FLOP/byte -->") == 2
+    assert "<!-- standard, own KV each -->" in drawn
 
 
 # ---- decoder -----------------------------------------------------------------------------------
@@ -436,6 +448,18 @@ def test_benchmark_shows_progress_apart_from_its_result(capsys: Output, weights:
     for row in values["rows"]:
         assert row["speedup"] == row["uncached_seconds"] / row["cached_seconds"] > 0
     assert [line.split(":")[0] for line in captured.err.splitlines()] == ["prompt 3", "prompt 9"]
+
+
+def test_benchmark_times_the_weights_that_it_is_given(capsys: Output, weights: str) -> None:
+    assert "does not match" in refusal(capsys, "decoder", "benchmark", "--weights", weights)
+
+
+def test_the_decoder_runs_in_one_thread_unless_told(capsys: Output, tmp_path: Path) -> None:
+    argv = ("decoder", "init", str(tmp_path / "decoder.pt"), *TINY)
+    text(capsys, *argv, "--threads", "2")
+    assert torch.get_num_threads() == 2
+    text(capsys, *argv)
+    assert torch.get_num_threads() == 1
 
 
 def test_benchmark_prints_a_row_for_each_prompt_length(capsys: Output) -> None:
