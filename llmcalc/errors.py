@@ -40,7 +40,7 @@ class InvalidValueError(LlmcalcError):
         self.field = field
         self.value = value
         self.rule = rule
-        super().__init__(f"{field} = {_shown(value)}: {rule}")
+        super().__init__(f"{field} = {shown(value)}: {rule}")
 
 
 class UnknownNameError(LlmcalcError):
@@ -63,7 +63,7 @@ class UnknownNameError(LlmcalcError):
             hint = "; did you mean " + " or ".join(map(repr, self.suggestions)) + "?"
         listing = ", ".join(self.known)
         joint = " Known: " if hint else "; known: "
-        super().__init__(f"{field} = {_shown(value)}: is not known{hint}{joint}{listing}")
+        super().__init__(f"{field} = {shown(value)}: is not known{hint}{joint}{listing}")
 
 
 class UnitMismatchError(LlmcalcError):
@@ -94,5 +94,6 @@ _REPR.maxlevel = 3
 _REPR.maxstring = _REPR.maxother = 120
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return the value as messages show it: cut short."""
     return _REPR.repr(value)

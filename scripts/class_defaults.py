@@ -13,6 +13,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -20,9 +21,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 TARGET = Path(__file__).parent.parent / "llmcalc" / "huggingface" / "defaults"
 
 
-def defaults(model_type: str) -> dict[str, object]:
-    """Return the fields of the class with their defaults, and its other spellings of fields."""
-    cls = CONFIG_MAPPING[model_type]
+def class_fields(cls: Any) -> dict[str, object]:
+    """Return the fields of a class that have defaults, in nested configurations too."""
     fields: dict[str, object] = {}
     for field in dataclasses.fields(cls):
         if field.default is not dataclasses.MISSING:
@@ -31,15 +31,27 @@ def defaults(model_type: str) -> dict[str, object]:
             value = field.default_factory()
         else:
             continue
+        section = (getattr(cls, "sub_configs", None) or {}).get(field.name)
+        if value is None and dataclasses.is_dataclass(section):
+            value = class_fields(section)
         try:
             json.dumps(value)
         except TypeError:
             continue
         fields[field.name] = value
+    theta = getattr(cls, "default_theta", None)
+    if "rope_parameters" in fields and isinstance(theta, int | float):
+        fields.setdefault("rope_theta", theta)
+    return dict(sorted(fields.items()))
+
+
+def defaults(model_type: str) -> dict[str, object]:
+    """Return the fields of the class with their defaults, and its other spellings of fields."""
+    cls = CONFIG_MAPPING[model_type]
     return {
         "source": f"transformers {transformers.__version__}, {cls.__name__}",
         "aliases": dict(cls.attribute_map),
-        "fields": dict(sorted(fields.items())),
+        "fields": class_fields(cls),
     }
 
 

@@ -10,13 +10,14 @@ published config states are required, so that no other model is silently put in 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, Final
 
 from llmcalc.boundary import LARGEST_SIZE
-from llmcalc.errors import InvalidValueError, LlmcalcError
+from llmcalc.errors import InvalidValueError, LlmcalcError, shown
 
 __all__ = ["Config", "read_json"]
 
@@ -119,7 +120,16 @@ class Config:
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._values or self._aliases.get(name) in self._values
+        return any(spelling in self._values for spelling in self._spellings(name))
+
+    def knows(self, name: str) -> bool:
+        """Return whether the file gives the field, or the model class has a default for it."""
+        return name in self or any(key in self._defaults for key in self._spellings(name))
+
+    def _spellings(self, name: str) -> tuple[str, ...]:
+        """Give the field's own name, then its other ones."""
+        own = self._aliases.get(name, name)
+        return (own, *(alias for alias, field in self._aliases.items() if field == own))
 
     def get(self, name: str) -> Any:
         """Return the field as it is given, or else the default of the model class."""
@@ -127,21 +137,31 @@ class Config:
 
     def _find(self, name: str, *, required: bool) -> Any:
         own = self._aliases.get(name, name)
-        self._read.update((name, own))
-        given = [self._values[key] for key in dict.fromkeys((own, name)) if key in self._values]
-        if len(given) == 2 and given[0] != given[1]:
-            raise InvalidValueError(
-                name, given[1], f"contradicts {own} ({given[0]!r}), which is the same field"
-            )
+        spellings = self._spellings(name)
+        self._read.update(spellings)
+        given = [key for key in spellings if key in self._values]
+        for other in given[1:]:
+            if self._values[other] != self._values[given[0]]:
+                raise InvalidValueError(
+                    other,
+                    self._values[other],
+                    f"contradicts {given[0]} ({shown(self._values[given[0]])}), "
+                    "which is the same field",
+                )
         if given:
-            return given[0]
+            return self._values[given[0]]
         if required and not self._nested:
             raise LlmcalcError(
                 f"{own}: is missing; the config.json of a {self.model_type} must state it"
             )
-        if own in self._defaults:
-            return self._defaults[own]
+        for key in spellings:
+            if key in self._defaults:
+                return self._defaults[key]
         raise LlmcalcError(f"{own}: is missing, and {self.model_type} has no default for it")
+
+    def ignore(self, *names: str) -> None:
+        """Know fields that the model class writes, and derives from others when it reads."""
+        self._read.update(names)
 
     def required_size(self, name: str) -> int:
         """Return a size that the file itself must state."""
@@ -157,8 +177,8 @@ class Config:
         return None if value is None else self._size(name, value)
 
     def extra_size(self, name: str) -> int | None:
-        """Return a size that the model class has no field for, but uses where it is given."""
-        return self.optional_size(name) if name in self else None
+        """Return a size that the model class may have no field for, but uses where it is given."""
+        return self.optional_size(name) if self.knows(name) else None
 
     def _size(self, name: str, value: object) -> int:
         if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
@@ -167,11 +187,20 @@ class Config:
             )
         return value
 
-    def num_layers(self) -> int:
+    def count(self, name: str) -> int:
+        """Return a number of things, which may be none."""
+        value = self.get(name)
+        if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
+            raise InvalidValueError(
+                self._aliases.get(name, name), value, "must be an integer from 0 to 2**48"
+            )
+        return value
+
+    def num_layers(self, name: str = "num_hidden_layers") -> int:
         """Return the number of layers."""
-        layers = self.required_size("num_hidden_layers")
+        layers = self.required_size(name)
         if layers > MOST_LAYERS:
-            raise InvalidValueError("num_hidden_layers", layers, f"must be at most {MOST_LAYERS}")
+            raise InvalidValueError(name, layers, f"must be at most {MOST_LAYERS}")
         return layers
 
     def flag(self, name: str) -> bool:
@@ -180,6 +209,23 @@ class Config:
         if type(value) is not bool:
             raise InvalidValueError(self._aliases.get(name, name), value, "must be true or false")
         return value
+
+    def optional_flag(self, name: str) -> bool:
+        """Return a flag that may be null, which is false."""
+        return self.get(name) is not None and self.flag(name)
+
+    def rename(self, old: str, name: str) -> None:
+        """Let `old`, where the file gives it, stand for the field `name`; null is not given."""
+        self._read.add(old)
+        value = self._values.get(old)
+        if value is None:
+            return
+        given = self._values.get(name, value)
+        if given != value:
+            raise InvalidValueError(
+                old, value, f"contradicts {name} ({shown(given)}), which is the same field"
+            )
+        self._values = {**self._values, name: value}
 
     def text(self, name: str) -> str:
         """Return a string."""
@@ -203,6 +249,14 @@ class Config:
         if value is not None and not isinstance(value, Mapping):
             raise InvalidValueError(name, value, "must be an object or null")
         return value
+
+    def section(self, name: str) -> Config:
+        """Return a nested object as a configuration of its own; null is the default one."""
+        part = copy.copy(self)
+        part._values = self.mapping(name) or {}
+        part._defaults = self._defaults.get(name) or {}
+        part._aliases, part._read, part._nested = {}, set(), True
+        return part
 
     def checkpoint_format(self) -> str | None:
         """Return the format of the checkpoint's weights, `None` where the file does not say."""

@@ -2,117 +2,434 @@
 
 A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
 modelling source of transformers, which it names.
+
+* `llama`: Llama and all that `DIALECTS` describes by its differences from it.
+
+GPT-2 and other models from before Llama are in `llmcalc.huggingface.classic`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final, Literal, TypeAlias
+
+import attrs
+
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.reading import (
+    FULL,
+    SLIDING,
     assemble,
     attention,
+    each_once,
     feed_forward,
     head_dim,
-    layer_kinds,
     pre_norm,
     rms_norm,
     rotary,
+    window_kinds,
+    window_span,
 )
-from llmcalc.spec.attention import Attention
-from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.parts import Embedding, Norm
+from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock
+from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["gpt2", "llama", "mistral", "qwen2"]
+__all__ = ["DIALECTS", "Dialect", "llama"]
+
+#: What one layer attends, and how it tells positions.
+Kind: TypeAlias = tuple[Span, Rotary | None]
+
+#: What gives every layer's kind.
+Plan: TypeAlias = Callable[[Config], list[Kind]]
 
 
-def llama(config: Config, name: str) -> ModelSpec:
-    """Read a Llama (transformers, ``models/llama/modeling_llama.py``)."""
-    bias = config.flag("attention_bias")
-    norm = rms_norm(config)
-    layer = pre_norm(
-        norm,
-        attention(config, positions=rotary(config), query_key_value_bias=bias, output_bias=bias),
-        feed_forward(config, bias=config.flag("mlp_bias")),
-    )
-    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+def _uniform(fraction: float | None = None) -> Plan:
+    """Return the plan of full attention in every layer."""
+    return lambda config: [(Full(), rotary(config, fraction=fraction))] * config.num_layers()
 
 
-def mistral(config: Config, name: str) -> ModelSpec:
-    """Read a Mistral: every layer has the window, null for none (``modeling_mistral.py``)."""
-    window = config.optional_size("sliding_window")
-    span = Full() if window is None else Window(window)
-    norm = rms_norm(config)
-    layer = pre_norm(
-        norm, attention(config, span=span, positions=rotary(config)), feed_forward(config)
-    )
-    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+def _windowed(fraction: float | None = None) -> Plan:
+    """Return the plan of a window in every layer, null for none."""
+
+    def plan(config: Config) -> list[Kind]:
+        return [(window_span(config), rotary(config, fraction=fraction))] * config.num_layers()
+
+    return plan
 
 
-def qwen2(config: Config, name: str) -> ModelSpec:
-    """Read a Qwen2, which has biases on queries, keys and values.
+def _mixed(is_window: Callable[[int], bool]) -> Plan:
+    """Return the plan of ``layer_types``; where it is null, a layer's index tells its kind."""
+    return lambda config: _by_kind(config, window_kinds(config, is_window))
 
-    Its window is off unless ``use_sliding_window``, and then only from layer
-    ``max_window_layers`` on (``models/qwen2/configuration_qwen2.py``, ``modeling_qwen2.py``).
+
+def _by_kind(
+    config: Config,
+    kinds: list[str],
+    full_rotary: bool = True,
+    theta: float | None = None,
+    **sliding: Any,
+) -> list[Kind]:
+    """Give what is behind the names of the kinds; each may have rotary parameters of its own."""
+    full = rotary(config, kind=FULL, theta=theta) if full_rotary else None
+    known: dict[str, Kind] = {FULL: (Full(), full)}
+    if SLIDING in kinds:
+        known[SLIDING] = window_span(config), rotary(config, kind=SLIDING, **sliding)
+    return [known[kind] for kind in kinds]
+
+
+def _patterned(config: Config, default: int) -> list[str]:
+    """Every ``sliding_window_pattern``-th layer is full, unless ``layer_types`` is given."""
+    config.ignore("_sliding_window_pattern")
+    every = config.extra_size("sliding_window_pattern") or default
+    return window_kinds(config, lambda index: (index + 1) % every != 0)
+
+
+def _cohere2(config: Config) -> list[Kind]:
+    """Full layers have no positions (``models/cohere2/configuration_cohere2.py``)."""
+    return _by_kind(config, _patterned(config, 4), full_rotary=False)
+
+
+def _exaone4(config: Config) -> list[Kind]:
+    """Without a window all layers are full; with one, full layers have no positions.
+
+    Source: ``models/exaone4/configuration_exaone4.py``, ``modeling_exaone4.py``.
     """
-    norm = rms_norm(config)
-    positions = rotary(config)
-    inner = feed_forward(config)
-    spans = qwen_spans(config)
-    layers = {
-        span: pre_norm(
-            norm,
-            attention(config, span=span, positions=positions, query_key_value_bias=True),
-            inner,
+    if config.optional_size("sliding_window") is None:
+        kinds = window_kinds(config, lambda _: False)
+        return [(Full(), rotary(config))] * len(kinds)
+    every = config.get("sliding_window_pattern") if config.get("layer_types") is None else 1
+    if type(every) is not int or every < 1:
+        raise InvalidValueError(
+            "sliding_window_pattern", every, "must be an integer of at least 1 without layer_types"
         )
-        for span in dict.fromkeys(spans)
-    }
-    return assemble(config, name, (layers[span] for span in spans), final_norm=norm)
+    kinds = window_kinds(config, lambda index: (index + 1) % every != 0)
+    return _by_kind(config, kinds, full_rotary=False)
 
 
-def qwen_spans(config: Config) -> list[Span]:
-    """Return the span of every layer of a Qwen2 or one of its kin."""
-    layers = config.num_layers()
-    window = config.optional_size("sliding_window") if config.flag("use_sliding_window") else None
+def _gemma3(config: Config) -> list[Kind]:
+    """Six to one; read bidirectionally, half of the window is on either side.
+
+    Source: ``models/gemma3/configuration_gemma3.py``.
+    """
+    kinds = _patterned(config, 6)
+    plan = _by_kind(config, kinds, theta=1_000_000.0, theta_field="rope_local_base_freq")
+    if config.optional_flag("use_bidirectional_attention"):
+        return [
+            (Window(span.size // 2 + 1) if isinstance(span, Window) else span, positions)
+            for span, positions in plan
+        ]
+    return plan
+
+
+def _ministral(config: Config) -> list[Kind]:
+    """Give every layer a window, unless ``layer_types`` says otherwise."""
+    return _by_kind(config, window_kinds(config, lambda _: True))
+
+
+def _gpt_neox(config: Config) -> list[Kind]:
+    """Give every layer full attention; the rotary fields have older names here."""
+    positions = rotary(
+        config, theta_field="rotary_emb_base", fraction_field="rotary_pct", fraction=0.25
+    )
+    return [(Full(), positions)] * config.num_layers()
+
+
+def _qwen(config: Config) -> list[Kind]:
+    """No window unless ``use_sliding_window``, and then only from ``max_window_layers`` on.
+
+    Source: ``models/qwen2/configuration_qwen2.py``.
+    """
+    window = config.optional_size("sliding_window")
     first = config.get("max_window_layers")
     if type(first) is not int:
         raise InvalidValueError("max_window_layers", first, "must be an integer")
-    kinds = layer_kinds(config, layers, ("full_attention", "sliding_attention"))
-    if kinds is None:
-        kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
+    kinds = window_kinds(config, lambda index: index >= first)
+    positions = rotary(config)
+    if window is None or not config.flag("use_sliding_window"):
+        return [(Full(), positions)] * len(kinds)
+    spans: dict[str, Span] = {SLIDING: Window(window), FULL: Full()}
+    return [(spans[kind], positions) for kind in kinds]
+
+
+def _smollm3(config: Config) -> list[Kind]:
+    """Every ``no_rope_layer_interval``-th layer has no positions; a window only where they lack.
+
+    Source: ``models/smollm3/configuration_smollm3.py``.
+    """
+    layers = config.num_layers()
+    turned = config.get("no_rope_layers")
+    if turned is None:
+        every = config.size("no_rope_layer_interval")
+        turned = [int((index + 1) % every != 0) for index in range(layers)]
+    if (
+        not isinstance(turned, list | tuple)
+        or len(turned) != layers
+        or not all(isinstance(flag, int) for flag in turned)
+    ):
+        raise InvalidValueError(
+            "no_rope_layers", turned, f"must be integers, one for each of {layers} layers"
+        )
+    window = config.optional_size("sliding_window")
+    if not config.flag("use_sliding_window"):
+        window = None
+    kinds = window_kinds(config, lambda index: window is not None and not turned[index])
+    positions = rotary(config)
+    local = Full() if window is None else Window(window)
     return [
-        Window(window) if kind == "sliding_attention" and window is not None else Full()
-        for kind in kinds
+        (local if kind == SLIDING else Full(), positions if flag else None)
+        for kind, flag in zip(kinds, turned, strict=True)
     ]
 
 
-def gpt2(config: Config, name: str) -> ModelSpec:
-    """Read a GPT-2 (``models/gpt2/modeling_gpt2.py``)."""
-    if config.flag("add_cross_attention"):
-        raise InvalidValueError("add_cross_attention", True, "must be false in a decoder")
-    embed = config.required_size("hidden_size")
-    heads = config.required_size("num_attention_heads")
-    inner = config.optional_size("n_inner")
-    norm = Norm(kind="layer", eps=config.number("layer_norm_epsilon"))
-    mixer = Attention(
-        query_heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim(embed, heads),
-        query_bias=True,
-        key_bias=True,
-        value_bias=True,
-        output_bias=True,
-    )
-    plain = feed_forward(
-        config,
-        inner_dim=4 * embed if inner is None else inner,
+def _layer_norm(field: str, *, bias: bool | None = None) -> Callable[[Config], Norm]:
+    return lambda config: Norm(kind="layer", bias=bias, eps=config.number(field))
+
+
+def _plain_norm(_config: Config) -> Norm:
+    """Return OLMo's norm, which has no parameters."""
+    return Norm(kind="layer", elementwise=False)
+
+
+@attrs.frozen(kw_only=True)
+class Dialect:
+    """How a model differs from a Llama; a string is the config's flag that decides.
+
+    `bias` is that of queries, keys and values; `output_bias` that of the output projection, by
+    default the same one. `norms` is where a block's norms stand, and `post_norms` the flag that
+    makes a sandwich of them; `query_key_norm` is over what queries and keys are normed. `plan`
+    gives every layer's kind. With `result_is_embed` the heads must together be as wide as the
+    model. ``head_dim`` is read with `own_head_dim`, and ``num_key_value_heads`` with
+    `own_kv_heads`.
+    """
+
+    bias: str | bool = "attention_bias"
+    output_bias: str | bool | None = None
+    feed_forward_bias: str | bool = False
+    head_bias: bool = False
+    gated: bool = True
+    activation: str = "hidden_act"
+    norm: Callable[[Config], Norm] = rms_norm
+    norms: Literal["pre", "post", "sandwich"] = "pre"
+    post_norms: str | None = None
+    parallel: str | bool = False
+    parallel_norms: Literal["shared", "own"] = "shared"
+    query_key_norm: Literal["head", "heads"] | None = None
+    query_key_norms: str | bool = True
+    query_key_norm_bias: bool = True
+    inner_norms: bool = False
+    sinks: bool = False
+    plan: Plan = attrs.field(factory=_uniform)
+    own_head_dim: bool = True
+    own_kv_heads: bool = True
+    result_is_embed: bool = False
+
+
+_LAYER_NORM: Final = _layer_norm("layer_norm_eps")
+
+#: Every model type that `llama` reads; ``models/<type>/modeling_<type>.py`` is the source.
+DIALECTS: Final[dict[str, Dialect]] = {
+    "apertus": Dialect(gated=False, query_key_norm="head"),
+    "arcee": Dialect(gated=False, feed_forward_bias="mlp_bias"),
+    "bitnet": Dialect(inner_norms=True, result_is_embed=True),
+    "cohere": Dialect(
+        norm=_layer_norm("layer_norm_eps", bias=False),
+        parallel=True,
+        query_key_norm="heads",
+        query_key_norms="use_qk_norm",
+    ),
+    "cohere2": Dialect(
+        norm=_layer_norm("layer_norm_eps", bias=False), parallel=True, plan=_cohere2
+    ),
+    "cwm": Dialect(
+        bias=False, feed_forward_bias="mlp_bias", plan=_mixed(lambda index: index % 4 != 0)
+    ),
+    "ernie4_5": Dialect(bias="use_bias", feed_forward_bias="use_bias"),
+    "exaone4": Dialect(bias=False, norms="post", query_key_norm="head", plan=_exaone4),
+    "gemma": Dialect(),
+    "gemma2": Dialect(
+        activation="hidden_activation",
+        norms="sandwich",
+        plan=_mixed(lambda index: index % 2 == 0),
+    ),
+    "gemma3_text": Dialect(
+        activation="hidden_activation", norms="sandwich", query_key_norm="head", plan=_gemma3
+    ),
+    "glm": Dialect(
+        output_bias=False,
+        plan=_uniform(0.5),
+    ),
+    "glm4": Dialect(
+        output_bias=False,
+        norms="sandwich",
+        plan=_uniform(0.5),
+    ),
+    "gpt_neox": Dialect(
+        feed_forward_bias=True,
         gated=False,
+        norm=_LAYER_NORM,
+        parallel="use_parallel_residual",
+        parallel_norms="own",
+        plan=_gpt_neox,
+        own_head_dim=False,
+        own_kv_heads=False,
+    ),
+    "granite": Dialect(feed_forward_bias="mlp_bias"),
+    "granite_swa": Dialect(
+        feed_forward_bias="mlp_bias", sinks=True, plan=_mixed(lambda index: index % 4 != 0)
+    ),
+    "helium": Dialect(output_bias=False, feed_forward_bias="mlp_bias", result_is_embed=True),
+    "hunyuan_v1_dense": Dialect(query_key_norm="head"),
+    "hyperclovax": Dialect(feed_forward_bias="mlp_bias", post_norms="use_post_norm"),
+    "internlm3": Dialect(feed_forward_bias="mlp_bias"),
+    "llama": Dialect(feed_forward_bias="mlp_bias"),
+    "ministral": Dialect(bias=False, plan=_ministral),
+    "ministral3": Dialect(bias=False, plan=_windowed()),
+    "mistral": Dialect(bias=False, plan=_windowed()),
+    "nemotron": Dialect(
+        feed_forward_bias="mlp_bias",
+        gated=False,
+        norm=_layer_norm("norm_eps"),
+        plan=_uniform(0.5),
+    ),
+    "olmo": Dialect(norm=_plain_norm),
+    "olmo2": Dialect(norms="post", query_key_norm="heads"),
+    "olmo3": Dialect(
+        norms="post", query_key_norm="heads", plan=_mixed(lambda index: (index + 1) % 4 != 0)
+    ),
+    "persimmon": Dialect(
         bias=True,
-        activation_field="activation_function",
+        feed_forward_bias=True,
+        gated=False,
+        norm=_LAYER_NORM,
+        query_key_norm="head",
+        query_key_norms="qk_layernorm",
+        plan=_uniform(0.5),
+        own_head_dim=False,
+        own_kv_heads=False,
+    ),
+    "phi": Dialect(
+        bias=True,
+        feed_forward_bias=True,
+        head_bias=True,
+        gated=False,
+        norm=_LAYER_NORM,
+        parallel=True,
+        query_key_norm="head",
+        query_key_norms="qk_layernorm",
+        plan=_uniform(0.5),
+    ),
+    "phi3": Dialect(bias=False, plan=_windowed(1.0)),
+    "qwen2": Dialect(bias=True, output_bias=False, plan=_qwen),
+    "qwen3": Dialect(query_key_norm="head", plan=_qwen),
+    "seed_oss": Dialect(output_bias="attention_out_bias", feed_forward_bias="mlp_bias"),
+    "smollm3": Dialect(feed_forward_bias="mlp_bias", plan=_smollm3),
+    "stablelm": Dialect(
+        bias="use_qkv_bias",
+        output_bias=False,
+        norm=_LAYER_NORM,
+        parallel="use_parallel_residual",
+        query_key_norm="heads",
+        query_key_norms="qk_layernorm",
+        query_key_norm_bias=False,
+        plan=_uniform(0.25),
+        own_head_dim=False,
+    ),
+    "starcoder2": Dialect(
+        bias="use_bias",
+        feed_forward_bias="use_bias",
+        gated=False,
+        norm=_layer_norm("norm_epsilon"),
+        plan=_windowed(),
+    ),
+    "vaultgemma": Dialect(
+        activation="hidden_activation", plan=_mixed(lambda index: index % 2 == 0)
+    ),
+}
+
+
+def llama(config: Config, name: str) -> ModelSpec:
+    """Read a Llama, or one of `DIALECTS` (``models/llama/modeling_llama.py``)."""
+    dialect = DIALECTS[config.model_type]
+
+    def has(option: str | bool) -> bool:
+        return config.optional_flag(option) if isinstance(option, str) else option
+
+    norm = dialect.norm(config)
+    inner = feed_forward(
+        config,
+        gated=dialect.gated,
+        bias=has(dialect.feed_forward_bias),
+        activation_field=dialect.activation,
+        inner_norm=norm if dialect.inner_norms else None,
     )
-    table = Embedding(
-        vocab_size=config.required_size("vocab_size"),
-        learned_positions=config.required_size("max_position_embeddings"),
+    bias = has(dialect.bias)
+    output_bias = bias if dialect.output_bias is None else has(dialect.output_bias)
+    options: dict[str, Any] = {}
+    if dialect.query_key_norm is not None and has(dialect.query_key_norms):
+        both = norm if dialect.query_key_norm_bias else attrs.evolve(norm, bias=False)
+        options = {"query_norm": both, "key_norm": both, "norm_axes": dialect.query_key_norm}
+    heads = config.required_size("num_attention_heads")
+    if not dialect.own_head_dim:
+        options["width"] = head_dim(config.required_size("hidden_size"), heads)
+    if not dialect.own_kv_heads:
+        options["num_kv_heads"] = heads
+    if dialect.inner_norms:
+        options["output_norm"] = norm
+    norms = dialect.norms
+    if dialect.post_norms is not None and has(dialect.post_norms):
+        norms = "sandwich"
+    own_norms = dialect.parallel_norms == "own"
+    parallel = has(dialect.parallel)
+
+    def layer(kind: Kind) -> Layer:
+        span, positions = kind
+        mixer = attention(
+            config,
+            span=span,
+            positions=positions,
+            query_key_value_bias=bias,
+            output_bias=output_bias,
+            sinks=dialect.sinks,
+            **options,
+        )
+        if dialect.result_is_embed:
+            _check_result(config, mixer)
+        if parallel:
+            return _parallel(norm, mixer, inner, own_norms=own_norms)
+        if norms == "pre":
+            return pre_norm(norm, mixer, inner)
+        before = norm if norms == "sandwich" else None
+        return Layer(
+            blocks=tuple(Block(part=part, norm=before, post_norm=norm) for part in (mixer, inner))
+        )
+
+    return assemble(
+        config,
+        name,
+        each_once(dialect.plan(config), layer),
+        final_norm=norm,
+        head_bias=dialect.head_bias,
     )
-    layer = pre_norm(norm, mixer, plain)
-    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm, embedding=table)
+
+
+def _parallel(norm: Norm, mixer: Attention, inner: FeedForward, *, own_norms: bool) -> Layer:
+    each = norm if own_norms else None
+    block = ParallelBlock(
+        norm=None if own_norms else norm,
+        blocks=(Block(part=mixer, norm=each), Block(part=inner, norm=each)),
+    )
+    return Layer(blocks=(block,))
+
+
+def _check_result(config: Config, mixer: Attention) -> None:
+    """Refuse heads that together are not as wide as the model, where it takes that for granted."""
+    embed = config.required_size("hidden_size")
+    if mixer.query_heads * mixer.head_dim != embed:
+        raise InvalidValueError(
+            "head_dim",
+            mixer.head_dim,
+            f"must be hidden_size ({embed}) divided by num_attention_heads ({mixer.query_heads})",
+        )

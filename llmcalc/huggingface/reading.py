@@ -4,13 +4,15 @@
 * `feed_forward`: a feed-forward of the usual fields.
 * `pre_norm`: a layer of residual blocks, each after a norm.
 * `assemble`: the model, from its layers.
-* `layer_kinds`, `rotary`, `activation`, `head_dim`, `notes`: single facts.
+* `each_once`: the layers of a model with several kinds, each kind composed once.
+* `layer_kinds`, `window_kinds`, `window_span`: the plan of the layers.
+* `rotary`, `activation`, `head_dim`, `rms_norm`, `notes`: single facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Final, TypeVar
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.huggingface.config import Config
@@ -18,12 +20,15 @@ from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec, Part, runs
 from llmcalc.spec.parts import Embedding, Head, Norm
-from llmcalc.spec.spans import Full, Span
+from llmcalc.spec.spans import Full, Span, Window
 
 __all__ = [
+    "FULL",
+    "SLIDING",
     "activation",
     "assemble",
     "attention",
+    "each_once",
     "feed_forward",
     "head_dim",
     "layer_kinds",
@@ -31,16 +36,41 @@ __all__ = [
     "pre_norm",
     "rms_norm",
     "rotary",
+    "window_kinds",
+    "window_span",
 ]
+
+#: The two kinds of attention layers in ``layer_types``.
+FULL: Final = "full_attention"
+SLIDING: Final = "sliding_attention"
+
+K = TypeVar("K", bound=Hashable)
 
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
+    "gelu_10": "gelu",
+    "gelu_accurate": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "hardswish": "hardswish",
+    "laplace": "laplace",
+    "leaky_relu": "leaky_relu",
+    "linear": "linear",
+    "mish": "mish",
+    "prelu": "prelu",
+    "quick_gelu": "quick_gelu",
+    "relu2": "relu2",
+    "relu6": "relu6",
+    "sigmoid": "sigmoid",
+    "sqrtsoftplus": "softplus_sqrt",
+    "tanh": "tanh",
+    "xielu": "xielu",
 }
 
 
@@ -53,17 +83,21 @@ def attention(
     output_bias: bool = False,
     query_norm: Norm | None = None,
     key_norm: Norm | None = None,
+    width: int | None = None,
+    num_kv_heads: int | None = None,
     **options: Any,
 ) -> Attention:
     """Compose attention from the usual fields; `options` are further ones of `Attention`.
 
     A missing or null ``num_key_value_heads`` is one KV head a query head, and a missing or null
-    ``head_dim`` the width divided by the heads.
+    ``head_dim`` the width divided by the heads. `width` and `num_kv_heads` stand for these fields
+    where the model does not read them.
     """
     embed = config.required_size("hidden_size")
     heads = config.required_size("num_attention_heads")
-    width = config.extra_size("head_dim")
-    kv_heads = config.optional_size("num_key_value_heads")
+    if width is None:
+        width = config.extra_size("head_dim")
+    kv_heads = config.optional_size("num_key_value_heads") if num_kv_heads is None else num_kv_heads
     return Attention(
         query_heads=heads,
         kv_heads=heads if kv_heads is None else kv_heads,
@@ -88,6 +122,7 @@ def feed_forward(
     bias: bool = False,
     activation_field: str = "hidden_act",
     inner_dim: int | None = None,
+    inner_norm: Norm | None = None,
 ) -> FeedForward:
     """Compose a feed-forward whose width is in the field `inner`, unless `inner_dim` gives it."""
     return FeedForward(
@@ -96,6 +131,7 @@ def feed_forward(
         activation=activation(config, activation_field),
         input_bias=bias,
         output_bias=bias,
+        inner_norm=inner_norm,
     )
 
 
@@ -117,6 +153,7 @@ def assemble(
     final_norm: Norm | None,
     embedding: Embedding | None = None,
     head_bias: bool = False,
+    head_width: int | None = None,
     max_positions: str | None = "max_position_embeddings",
     remarks: tuple[str, ...] = (),
 ) -> ModelSpec:
@@ -130,7 +167,7 @@ def assemble(
         embedding=embedding or Embedding(vocab_size=config.required_size("vocab_size")),
         layers=runs(layers),
         final_norm=final_norm,
-        head=Head(tied=config.flag("tie_word_embeddings"), bias=head_bias),
+        head=Head(tied=config.flag("tie_word_embeddings"), bias=head_bias, width=head_width),
         max_positions=None if max_positions is None else config.optional_size(max_positions),
         checkpoint=config.checkpoint_format(),
         notes=(*remarks, *notes(config)),
@@ -155,29 +192,76 @@ def activation(config: Config, field: str) -> Activation:
     return known
 
 
-def layer_kinds(config: Config, layers: int, allowed: tuple[str, ...]) -> list[str] | None:
-    """Return the kind of every layer from ``layer_types``, `None` where it is null."""
-    kinds: Any = config.get("layer_types")
+def layer_kinds(
+    config: Config, layers: int, allowed: tuple[str, ...], field: str = "layer_types"
+) -> list[str] | None:
+    """Return the kind of every layer from the field, `None` where it is null."""
+    kinds: Any = config.get(field)
     if kinds is None:
         return None
     if not isinstance(kinds, list | tuple) or len(kinds) != layers:
-        raise InvalidValueError("layer_types", kinds, f"must list the kind of all {layers} layers")
+        raise InvalidValueError(field, kinds, f"must list the kind of all {layers} layers")
     for kind in kinds:
         if kind not in allowed:
-            raise InvalidValueError("layer_types", kind, f"must be one of {', '.join(allowed)}")
+            raise InvalidValueError(field, kind, f"must be one of {', '.join(allowed)}")
     return list(kinds)
 
 
-def rotary(config: Config) -> Rotary:
-    """Return the rotary embedding, which is written in one of three ways."""
+def window_span(config: Config) -> Span:
+    """Return the span of a model whose layers all have the window, null for none."""
+    window = config.optional_size("sliding_window")
+    return Full() if window is None else Window(window)
+
+
+def window_kinds(config: Config, is_window: Callable[[int], bool]) -> list[str]:
+    """Return the kind of every layer: that in ``layer_types``, else what its index says."""
+    layers = config.num_layers()
+    kinds = layer_kinds(config, layers, (FULL, SLIDING))
+    if kinds is None:
+        kinds = [SLIDING if is_window(index) else FULL for index in range(layers)]
+    return kinds
+
+
+def each_once(kinds: Iterable[K], make: Callable[[K], Layer]) -> list[Layer]:
+    """Return the layer of every kind in the list; each kind is composed once."""
+    kinds = list(kinds)
+    layers = {kind: make(kind) for kind in dict.fromkeys(kinds)}
+    return [layers[kind] for kind in kinds]
+
+
+def rotary(
+    config: Config,
+    *,
+    kind: str | None = None,
+    theta_field: str = "rope_theta",
+    theta: float | None = None,
+    fraction_field: str = "partial_rotary_factor",
+    fraction: float | None = None,
+) -> Rotary:
+    """Return the rotary embedding, which is written in one of three ways.
+
+    `kind` is the kind of layer where each kind has its own parameters. `theta` is the class
+    default where it is not that of the field; `fraction` that of the head's turned part, `None`
+    where the model always turns the whole head.
+    """
     parameters = config.mapping("rope_parameters") or {}
     scaling = (config.mapping("rope_scaling") if "rope_scaling" in config else None) or {}
-    theta = config.number("rope_theta") if "rope_theta" in config else None
-    if theta is None:
-        theta = parameters.get("rope_theta", 10000.0)
-        if type(theta) not in {int, float} or not 0 < theta < float("inf"):
-            raise InvalidValueError("rope_theta", theta, "must be a positive number")
-    kind = next(
+    own = parameters.get(kind) if kind is not None else None
+    if isinstance(own, Mapping):
+        parameters = own
+    base = config.number(theta_field) if theta_field in config else None
+    if base is None:
+        if theta is None:
+            theta = config.get("rope_theta") if config.knows("rope_theta") else 10000.0
+        base = _positive("rope_theta", parameters.get("rope_theta", theta))
+    turned = 1.0
+    if fraction is not None:
+        if fraction_field in config:
+            fraction = config.number(fraction_field)
+        turned = _positive(
+            "partial_rotary_factor", parameters.get("partial_rotary_factor", fraction)
+        )
+    scheme = next(
         (
             source[key]
             for source in (scaling, parameters)
@@ -186,9 +270,17 @@ def rotary(config: Config) -> Rotary:
         ),
         "default",
     )
-    if not isinstance(kind, str):
-        raise InvalidValueError("rope_type", kind, "must be a string")
-    return Rotary(theta=float(theta), scaling=None if kind == "default" else kind)
+    if not isinstance(scheme, str):
+        raise InvalidValueError("rope_type", scheme, "must be a string")
+    return Rotary(
+        theta=base, scaling=None if scheme == "default" else scheme, fraction=min(turned, 1.0)
+    )
+
+
+def _positive(field: str, value: object) -> float:
+    if not isinstance(value, int | float) or value is True or not 0 < value < float("inf"):
+        raise InvalidValueError(field, value, "must be a positive number")
+    return float(value)
 
 
 def notes(config: Config) -> tuple[str, ...]:

@@ -26,14 +26,15 @@ _optional = attrs.validators.optional
 
 @attrs.frozen(kw_only=True)
 class Rotary:
-    """Rotary position embedding over the whole head.
+    """Rotary position embedding over the head, or over the first `fraction` of it.
 
     `theta` is the base of the frequencies; `scaling` names a scheme that changes them
-    (``"llama3"``, ``"yarn"`` ...), `None` for none. Neither changes any count.
+    (``"llama3"``, ``"yarn"`` ...), `None` for none. None of them changes any count.
     """
 
     theta: float = 10000.0
     scaling: str | None = None
+    fraction: float = 1.0
 
 
 @attrs.frozen(kw_only=True)
@@ -93,7 +94,8 @@ class Attention:
             raise InvalidValueError(
                 "kv_heads", self.kv_heads, f"must divide query_heads ({self.query_heads})"
             )
-        if self.rotary is not None and self.head_dim % 2:
+        whole = self.rotary is not None and self.rotary.fraction == 1
+        if whole and self.head_dim % 2:
             raise InvalidValueError("head_dim", self.head_dim, "must be even for rotary positions")
         if self.output_bias and not self.output:
             raise InvalidValueError("output_bias", True, "needs an output projection (output)")

@@ -6,19 +6,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar, Final, Literal, TypeAlias, get_args
 
 import attrs
 
 from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.items import Item, Linear
+from llmcalc.spec.items import Item, Linear, Scale
 from llmcalc.spec.parts import Norm
 
 __all__ = ["Activation", "FeedForward"]
 
-#: The nonlinearity. ``"gelu_tanh"`` is GELU's tanh approximation. It changes no count.
-Activation: TypeAlias = Literal["relu", "silu", "gelu", "gelu_tanh"]
+#: The nonlinearity. ``"gelu_tanh"`` is GELU's tanh approximation. Only two have parameters:
+#: ``"xielu"`` two and ``"prelu"`` one, each for the whole part.
+Activation: TypeAlias = Literal[
+    "relu", "silu", "gelu", "gelu_tanh", "relu2", "relu6", "quick_gelu", "laplace", "leaky_relu",
+    "linear", "mish", "prelu", "sigmoid", "softplus_sqrt", "tanh", "hardswish", "xielu",
+]  # fmt: skip
+
+_ACTIVATION_PARAMETERS: Final = {"xielu": 2, "prelu": 1}
 
 
 @attrs.frozen(kw_only=True)
@@ -50,8 +56,11 @@ class FeedForward:
         """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
-        """Emit the projections, and the norm between them where there is one."""
+        """Emit the projections, and what is learned between them."""
         yield from self.linears(embed)
+        learned = _ACTIVATION_PARAMETERS.get(self.activation)
+        if learned is not None:
+            yield Scale(name="activation", axes=(Axis("activation", learned),))
         if self.inner_norm is not None:
             yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))
 

@@ -55,11 +55,15 @@ class Part(Protocol):
 
 @attrs.frozen(kw_only=True)
 class Block:
-    """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one."""
+    """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one.
+
+    `sum_norm` normalises the sum: ``sum_norm(x + part(x))``.
+    """
 
     part: Part
     norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
     post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
+    sum_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
 
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the block's items, under the group of the part and of the norms."""
@@ -71,6 +75,9 @@ class Block:
             yield Entry((group, label), count, item)
         if self.post_norm is not None:
             for item in self.post_norm.items(f"{group}_post_norm", (embed,)):
+                yield Entry(("norms", label), count, item)
+        if self.sum_norm is not None:
+            for item in self.sum_norm.items(f"{group}_sum_norm", (embed,)):
                 yield Entry(("norms", label), count, item)
 
 
@@ -196,6 +203,9 @@ class ModelSpec:
         embed = Axis("embed", self.embed_dim)
         for item in self.embedding.items(embed):
             yield Entry(("embeddings", ""), None, item)
+        if self.embedding.norm is not None:
+            for item in self.embedding.norm.items("embedding_norm", (embed,)):
+                yield Entry(("norms", ""), None, item)
         # Equal layers are counted together, wherever they stand.
         counts: dict[str, tuple[Layer, int]] = {}
         for run in self.layers:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import attrs
 
-from llmcalc.boundary import flag, one_of, size
+from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Item, Linear, Scale, Table
 
@@ -26,7 +26,8 @@ TOKEN_TABLE = "token"
 class Norm:
     """A norm over the last axis: ``"rms"`` (a weight) or ``"layer"`` (a weight and a bias).
 
-    `bias` is `None` for the kind's usual bias. `eps` is only read by executable models.
+    `bias` is `None` for the kind's usual bias; a norm that is not `elementwise` has no parameters
+    at all. `eps` is only read by executable models.
 
     >>> from llmcalc.spec import Axis, Norm
     >>> [item.name for item in Norm(kind="layer").items("final_norm", (Axis("embed", 8),))]
@@ -36,15 +37,18 @@ class Norm:
     kind: Literal["rms", "layer"] = attrs.field(validator=one_of("rms", "layer"))
     bias: bool | None = None
     eps: float = 1e-5
+    elementwise: bool = attrs.field(default=True, validator=flag)
 
     @property
     def has_bias(self) -> bool:
         """Whether the norm has a bias."""
-        return self.kind == "layer" if self.bias is None else self.bias
+        usual = self.kind == "layer" if self.bias is None else self.bias
+        return usual and self.elementwise
 
     def items(self, name: str, axes: Axes) -> Iterator[Item]:
         """Emit the norm's elementwise parameters."""
-        yield Scale(name=f"{name}.weight", axes=axes)
+        if self.elementwise:
+            yield Scale(name=f"{name}.weight", axes=axes)
         if self.has_bias:
             yield Scale(name=f"{name}.bias", axes=axes)
 
@@ -52,6 +56,9 @@ class Norm:
 @attrs.frozen(kw_only=True)
 class Embedding:
     """The token table of `vocab_size` rows, and a table of `learned_positions` rows if given.
+
+    With `width` the token table has rows of that many elements, which a matrix brings to the
+    model's width. `norm` normalises the sum of what was looked up.
 
     >>> from llmcalc.spec import Axis, Embedding
     >>> table = Embedding(vocab_size=100, learned_positions=16)
@@ -63,6 +70,10 @@ class Embedding:
     learned_positions: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(size)
     )
+    width: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    norm: Norm | None = attrs.field(
+        default=None, validator=attrs.validators.optional(instance_of(Norm))
+    )
 
     @property
     def vocab(self) -> Axis:
@@ -71,7 +82,10 @@ class Embedding:
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the tables."""
-        yield Table(name="token", rows=self.vocab, row=(embed,), storage=TOKEN_TABLE)
+        row = embed if self.width is None else Axis("embedding", self.width)
+        yield Table(name="token", rows=self.vocab, row=(row,), storage=TOKEN_TABLE)
+        if self.width is not None:
+            yield Linear(name="token_to_embed", into=(row,), out=((embed,),))
         if self.learned_positions is not None:
             positions = Axis("positions", self.learned_positions)
             yield Table(name="position", rows=positions, row=(embed,))
@@ -81,6 +95,8 @@ class Embedding:
 class Head:
     """The projection from the last hidden state to logits; `tied` shares the token table.
 
+    With `width` a matrix first brings the hidden state to that many elements.
+
     >>> from llmcalc.spec import Axis, Head
     >>> [head] = Head(tied=True).items(Axis("embed", 8), Axis("vocab", 100))
     >>> head.storage
@@ -89,9 +105,14 @@ class Head:
 
     tied: bool = attrs.field(validator=flag)
     bias: bool = attrs.field(default=False, validator=flag)
+    width: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
 
     def items(self, embed: Axis, vocab: Axis) -> Iterator[Item]:
         """Emit the projection."""
+        if self.width is not None:
+            row = Axis("embedding", self.width)
+            yield Linear(name="embed_to_token", into=(embed,), out=((row,),), tokens="all")
+            embed = row
         yield Linear(
             name="output",
             into=(embed,),
