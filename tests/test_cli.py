@@ -344,7 +344,7 @@ def test_intensity_writes_its_picture_where_it_says(
 def test_the_picture_shows_prefill_and_decode(capsys: Output, tmp_path: Path) -> None:
     path = tmp_path / "picture.svg"
     argv = ("intensity", "--plot", str(path), "--decode-context", "333", "--batch", "8", "1")
-    more = ("--causal", "--no-shared-kv", "--query-heads", "8", "--kv-heads", "2")
+    more = ("--causal", "--shared-kv", "--query-heads", "8", "--kv-heads", "2")
     text(capsys, *argv, *more, "--head-dim", "64", "--element-bytes", "1", "--device", "L4")
     drawn = path.read_text(encoding="utf-8")
     # Matplotlib writes each text as a comment beside its glyphs.
@@ -352,7 +352,7 @@ def test_the_picture_shows_prefill_and_decode(capsys: Output, tmp_path: Path) ->
         assert f"<!-- {title}" in drawn
     assert drawn.count("8 query heads, 2 KV heads, head_dim 64, 1 byte an element") == 2
     assert drawn.count("<!-- ridge of L4, bf16: 403 FLOP/byte -->") == 2
-    assert "<!-- standard, own KV each -->" in drawn
+    assert "<!-- standard, one KV shared -->" in drawn
 
 
 # ---- decoder -----------------------------------------------------------------------------------
