@@ -163,20 +163,22 @@ class AttentionLayer(nn.Module):
         self.W_k = nn.Linear(width, keys, bias=part.key_bias)
         self.W_v = nn.Linear(width, keys, bias=part.value_bias)
         self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
+        self.has_output = part.output
         self.rotate = part.rotary is not None
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
         """Mix the new tokens ``x`` (B, T, E) with what came before them."""
-        q = self._split(_linear(x, self.W_q), self.heads, step)  # (B, H, T, D)
-        k = self._split(_linear(x, self.W_k), self.kv_heads, step)  # (B, K, T, D)
-        v = _heads(_linear(x, self.W_v), self.kv_heads)  # (B, K, T, D)
+        part: Any = self._modules
+        q = self._split(_linear(x, part["W_q"]), self.heads, step)  # (B, H, T, D)
+        k = self._split(_linear(x, part["W_k"]), self.kv_heads, step)  # (B, K, T, D)
+        v = _heads(_linear(x, part["W_v"]), self.kv_heads)  # (B, K, T, D)
         if step.cache is None:
             keys, values = k.flatten(0, 1), v.flatten(0, 1)  # (B * K, T, D)
         else:  # (B * K, L, D)
             keys, values = step.cache._append(layer, k, v, step.counts)  # noqa: SLF001
         mixed = step.attend(q, keys, values)  # (B, H, T, D)
-        joined = mixed.transpose(1, 2).flatten(2)  # (B, T, H * D)
-        return joined if self.W_o is None else _linear(joined, self.W_o)
+        joined = _joined(mixed)  # (B, T, H * D)
+        return _linear(joined, part["W_o"]) if self.has_output else joined
 
     def _split(self, x: Tensor, heads: int, step: _Pass) -> Tensor:
         x = _heads(x, heads)
@@ -194,17 +196,19 @@ class FeedForwardLayer(nn.Module):
         self.gate = nn.Linear(width, part.inner_dim, bias=part.input_bias) if part.gated else None
         self.fc1 = nn.Linear(width, part.inner_dim, bias=part.input_bias)
         self.fc2 = nn.Linear(part.inner_dim, width, bias=part.output_bias)
+        self.gated = part.gated
         self.activation = _ACTIVATIONS[part.activation]
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the part to every token of ``x`` (B, T, E)."""
-        inner = _linear(x, self.fc1)
-        if self.gate is None:
-            inner = self.activation(inner)
+        part: Any = self._modules
+        inner = _linear(x, part["fc1"])
+        if self.gated:
+            inner = self.activation(_linear(x, part["gate"])) * inner
         else:
-            inner = self.activation(_linear(x, self.gate)) * inner
-        return _linear(_dropout(inner, self), self.fc2)
+            inner = self.activation(inner)
+        return _linear(_dropout(inner, self), part["fc2"])
 
 
 class NormLayer(nn.Module):
@@ -218,10 +222,11 @@ class NormLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
         if self.kind == "layer":
-            return F.layer_norm(x, self.shape, self.weight, self.bias, self.eps)
-        x = F.rms_norm(x, self.shape, self.weight, self.eps)
-        return x if self.bias is None else x + self.bias
+            return torch.layer_norm(x, self.shape, weight, bias, self.eps)
+        x = torch.rms_norm(x, self.shape, weight, self.eps)
+        return x if bias is None else x + bias
 
 
 class DecoderLayer(nn.Module):
@@ -239,9 +244,10 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
         """Apply the layer to the new tokens ``x`` (B, T, E)."""
-        mixed = self.attention(x if self.norm1 is None else self.norm1(x), step, layer)
+        part: Any = self._modules
+        mixed = part["attention"](_normed(x, part["norm1"]), step, layer)
         x = x + _dropout(mixed, self)
-        inner = self.feed_forward(x if self.norm2 is None else self.norm2(x))
+        inner = part["feed_forward"](_normed(x, part["norm2"]))
         return x + _dropout(inner, self)
 
 
@@ -294,7 +300,8 @@ class _Pass:
         if self.mask is not None:
             grid = scores.view(batch, heads, new, -1)
             scores = grid.masked_fill(~self.mask, float("-inf")).view_as(scores)
-        return torch.bmm(scores.softmax(dim=-1), values).view(batch, heads, new, width)
+        weights = scores.softmax(dim=-1)
+        return torch.bmm(weights, values).view(batch, heads, new, width)
 
 
 class TinyDecoder(nn.Module):
@@ -427,17 +434,16 @@ class TinyDecoder(nn.Module):
     ) -> Tensor:
         """Run the layers on checked arguments."""
         step = _Pass(cache, counts, explicit=self.explicit, device=input_ids.device)
-        x = F.embedding(input_ids, self.token_embedding.weight)  # (B, T, E)
+        table = self.token_embedding.weight
+        x = F.embedding(input_ids, table)  # (B, T, E)
         x = _dropout(self._place(x, step), self)
         for index, layer in enumerate(self._decoder_layers):
             x = layer(x, step, index)
         if last_only and x.shape[1] > 1:
             x = x[torch.arange(len(counts)), torch.tensor(counts) - 1, None]
-        if self.norm is not None:
-            x = self.norm(x)
+        x = _normed(x, self._modules["norm"])
         head = self.output_projection
-        weight = self.token_embedding.weight if self.spec.head.tied else head.weight
-        logits = F.linear(x, weight, head.bias)
+        logits = F.linear(x, table if self.spec.head.tied else head.weight, head.bias)
         if cache is not None:
             cache.lengths = tuple(map(sum, zip(cache.lengths, counts, strict=True)))
         return logits
@@ -719,13 +725,36 @@ def _uniform(past: Sequence[int], counts: Sequence[int]) -> bool:
     return len({*past}) == len({*counts}) == 1
 
 
-def _linear(x: Tensor, module: nn.Linear) -> Tensor:
-    return F.linear(x, module.weight, module.bias)
+# Submodules and parameters are looked up in their dictionaries where each step does it: nn.Module's
+# own lookup takes a microsecond, which is as long as a small matrix product.
+
+
+def _linear(x: Tensor, module: Any) -> Tensor:
+    held = module._parameters  # noqa: SLF001
+    return F.linear(x, held["weight"], held["bias"])
+
+
+def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+    if norm is None:
+        return x
+    result: Tensor = norm(x)
+    return result
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
     """Split (B, T, heads * D) into (B, heads, T, D)."""
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+    batch, new, _ = x.shape
+    if new == 1:
+        return x.view(batch, heads, 1, -1)
+    return x.view(batch, new, heads, -1).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Join (B, heads, T, D) to (B, T, heads * D)."""
+    batch, _, new, _ = x.shape
+    if new == 1:
+        return x.view(batch, 1, -1)
+    return x.transpose(1, 2).flatten(2)
 
 
 def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -> Tensor:
