@@ -10,7 +10,6 @@ published config states are required, so that no other model is silently put in 
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Mapping
@@ -23,6 +22,9 @@ __all__ = ["Config", "read_json"]
 
 #: A config.json is a few kilobytes; what is larger than this is not one.
 LARGEST_FILE: Final = 8 * 2**20
+
+#: What is larger does not fit a float, or is none of a model's multipliers and bases.
+LARGEST_NUMBER: Final = 1e300
 
 #: No decoder has more layers than this; the limit keeps per-layer plans small.
 MOST_LAYERS: Final = 10_000
@@ -106,7 +108,14 @@ class Config:
     a multimodal one, which may leave out everything that is the class default, sizes too.
     """
 
-    def __init__(self, values: Mapping[str, Any], *, model_type: str, nested: bool = False) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        *,
+        model_type: str,
+        nested: bool = False,
+        section: str | None = None,
+    ) -> None:
         with open(  # noqa: PTH123  # pathlib costs more to import than this reader takes
             os.path.join(_DEFAULTS_FOLDER, f"{model_type}.json"),  # noqa: PTH118
             encoding="utf-8",
@@ -117,6 +126,8 @@ class Config:
         self._nested = nested
         self._defaults: dict[str, Any] = known["fields"]
         self._aliases: dict[str, str] = known["aliases"]
+        if section is not None:
+            self._defaults, self._aliases = self._defaults.get(section) or {}, {}
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -196,6 +207,21 @@ class Config:
             )
         return value
 
+    def pass_over(self, *names: str) -> None:
+        """Mark fields that repeat what other ones say, and that the model does not read."""
+        self._read.update(names)
+
+    def given(self, name: str) -> Any:
+        """Return a field that the model class has no field for, `None` where it is not given."""
+        return self.get(name) if name in self else None
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an integer that the model class has no field for; not given, it is `default`."""
+        value = default if name not in self else self.get(name)
+        if type(value) is not int:
+            raise InvalidValueError(name, value, "must be an integer")
+        return value
+
     def num_layers(self, name: str = "num_hidden_layers") -> int:
         """Return the number of layers."""
         layers = self.required_size(name)
@@ -237,7 +263,7 @@ class Config:
     def number(self, name: str) -> float:
         """Return a positive number."""
         value = self.get(name)
-        if type(value) not in {int, float} or not 0 < value < float("inf"):
+        if type(value) not in {int, float} or not 0 < value < LARGEST_NUMBER:
             raise InvalidValueError(
                 self._aliases.get(name, name), value, "must be a positive number"
             )
@@ -252,11 +278,8 @@ class Config:
 
     def section(self, name: str) -> Config:
         """Return a nested object as a configuration of its own; null is the default one."""
-        part = copy.copy(self)
-        part._values = self.mapping(name) or {}
-        part._defaults = self._defaults.get(name) or {}
-        part._aliases, part._read, part._nested = {}, set(), True
-        return part
+        values = self.mapping(name) or {}
+        return Config(values, model_type=self.model_type, nested=True, section=name)
 
     def checkpoint_format(self) -> str | None:
         """Return the format of the checkpoint's weights, `None` where the file does not say."""

@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
-from llmcalc.huggingface.config import Config
+from llmcalc.huggingface.config import LARGEST_NUMBER, Config
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.feed_forward import Activation, FeedForward
-from llmcalc.spec.model import Block, Layer, ModelSpec, Part, runs
+from llmcalc.spec.model import Beside, Block, Layer, ModelSpec, Part, runs
 from llmcalc.spec.parts import Embedding, Head, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
@@ -98,6 +98,10 @@ def attention(
     if width is None:
         width = config.extra_size("head_dim")
     kv_heads = config.optional_size("num_key_value_heads") if num_kv_heads is None else num_kv_heads
+    if kv_heads is not None and heads % kv_heads:
+        raise InvalidValueError(
+            "num_key_value_heads", kv_heads, f"must divide num_attention_heads ({heads})"
+        )
     return Attention(
         query_heads=heads,
         kv_heads=heads if kv_heads is None else kv_heads,
@@ -155,6 +159,7 @@ def assemble(
     head_bias: bool = False,
     head_width: int | None = None,
     max_positions: str | None = "max_position_embeddings",
+    beside: tuple[Beside, ...] = (),
     remarks: tuple[str, ...] = (),
 ) -> ModelSpec:
     """Return the model whose vocabulary, head and position limit are in the usual fields.
@@ -169,6 +174,7 @@ def assemble(
         final_norm=final_norm,
         head=Head(tied=config.flag("tie_word_embeddings"), bias=head_bias, width=head_width),
         max_positions=None if max_positions is None else config.optional_size(max_positions),
+        beside=beside,
         checkpoint=config.checkpoint_format(),
         notes=(*remarks, *notes(config)),
     )
@@ -278,7 +284,7 @@ def rotary(
 
 
 def _positive(field: str, value: object) -> float:
-    if not isinstance(value, int | float) or value is True or not 0 < value < float("inf"):
+    if not isinstance(value, int | float) or value is True or not 0 < value < LARGEST_NUMBER:
         raise InvalidValueError(field, value, "must be a positive number")
     return float(value)
 

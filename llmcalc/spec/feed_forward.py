@@ -27,6 +27,13 @@ Activation: TypeAlias = Literal[
 _ACTIVATION_PARAMETERS: Final = {"xielu": 2, "prelu": 1}
 
 
+def learned_activation(activation: Activation) -> Iterator[Item]:
+    """Emit the parameters of an activation that has any."""
+    learned = _ACTIVATION_PARAMETERS.get(activation)
+    if learned is not None:
+        yield Scale(name="activation", axes=(Axis("activation", learned),))
+
+
 @attrs.frozen(kw_only=True)
 class FeedForward:
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
@@ -58,9 +65,7 @@ class FeedForward:
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the projections, and what is learned between them."""
         yield from self.linears(embed)
-        learned = _ACTIVATION_PARAMETERS.get(self.activation)
-        if learned is not None:
-            yield Scale(name="activation", axes=(Axis("activation", learned),))
+        yield from learned_activation(self.activation)
         if self.inner_norm is not None:
             yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))
 

@@ -5,6 +5,7 @@
 * `Layer`: the blocks of one layer.
 * `LayerRun`: the same layer several times in a row; `runs` makes them from a list of layers.
 * `Part`: what a block can hold.
+* `Beside`: what stands beside the layers.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
   `ModelSpec.assignment_decoder` compose the usual ones from sizes.
 """
@@ -26,8 +27,9 @@ from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.items import Item
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
+from llmcalc.spec.shared import SharedBlock
 
-__all__ = ["Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part", "runs"]
+__all__ = ["Beside", "Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part", "runs"]
 
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
@@ -51,6 +53,13 @@ class Part(Protocol):
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the items of the part in a model of width `embed`."""
+
+
+class Beside(Protocol):
+    """What stands beside the layers, once: it emits entries of groups of its own."""
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit the entries in a model of width `embed`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -85,11 +94,13 @@ class Block:
 class ParallelBlock:
     """Parts that read one input: ``x + sum of the blocks' parts of norm(x)``.
 
-    `norm` is what all parts share; each block may have norms of its own.
+    `norm` is what all parts share; each block may have norms of its own. `post_norm` normalises
+    the sum of the parts.
     """
 
     blocks: tuple[Block, ...]
     norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
+    post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
 
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the items of all parts."""
@@ -98,13 +109,16 @@ class ParallelBlock:
                 yield Entry(("norms", label), count, item)
         for block in self.blocks:
             yield from block.entries(label, count, embed)
+        if self.post_norm is not None:
+            for item in self.post_norm.items("post_norm", (embed,)):
+                yield Entry(("norms", label), count, item)
 
 
 @attrs.frozen(kw_only=True)
 class Layer:
     """One layer: its residual blocks in order."""
 
-    blocks: tuple[Block | ParallelBlock, ...]
+    blocks: tuple[Block | ParallelBlock | SharedBlock, ...]
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -112,6 +126,8 @@ class Layer:
         for block in self.blocks:
             if isinstance(block, ParallelBlock):
                 yield from (inner.part for inner in block.blocks)
+            elif isinstance(block, SharedBlock):
+                yield from block.parts
             else:
                 yield block.part
 
@@ -151,7 +167,8 @@ class ModelSpec:
     """A decoder, described by sizes. Every quantity of it is a fold over its `ledger`.
 
     `max_positions` is the longest context that the model was made for, `None` where nothing
-    limits it. `checkpoint` names the format of the published weights where the config states it.
+    limits it. `beside` is what the model has once, beside its layers. `checkpoint` names the
+    format of the published weights where the config states it.
     `notes` says what a reader left out or did not read.
 
     >>> from llmcalc import ModelSpec, memory
@@ -170,6 +187,7 @@ class ModelSpec:
     final_norm: Norm | None = attrs.field(validator=attrs.validators.optional(instance_of(Norm)))
     head: Head = attrs.field(validator=instance_of(Head))
     max_positions: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    beside: tuple[Beside, ...] = ()
     checkpoint: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -206,6 +224,8 @@ class ModelSpec:
         if self.embedding.norm is not None:
             for item in self.embedding.norm.items("embedding_norm", (embed,)):
                 yield Entry(("norms", ""), None, item)
+        for extra in self.beside:
+            yield from extra.entries(embed)
         # Equal layers are counted together, wherever they stand.
         counts: dict[str, tuple[Layer, int]] = {}
         for run in self.layers:
