@@ -38,7 +38,8 @@ def class_fields(cls: Any) -> dict[str, object]:
             json.dumps(value)
         except TypeError:
             continue
-        fields[field.name] = value
+        # A field that is an alias of another name is written under that name.
+        fields[cls.attribute_map.get(field.name, field.name)] = value
     theta = getattr(cls, "default_theta", None)
     if "rope_parameters" in fields and isinstance(theta, int | float):
         fields.setdefault("rope_theta", theta)

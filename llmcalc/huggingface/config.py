@@ -253,6 +253,21 @@ class Config:
             )
         self._values = {**self._values, name: value}
 
+    def prefer(self, old: str, name: str) -> None:
+        """Let `old`, where the file gives it, stand for the field `name`, whatever that says."""
+        self._read.add(old)
+        if old in self._values:
+            self._values = {**self._values, name: self._values[old]}
+
+    def unfold(self, section: str, fields: Mapping[str, str]) -> None:
+        """Let the entries of a nested mapping, where the file gives it, stand for `fields`."""
+        self._read.add(section)
+        nested = self._values.get(section, {})
+        if not isinstance(nested, Mapping):
+            raise InvalidValueError(section, nested, "must be an object")
+        given = {fields[entry]: nested[entry] for entry in fields if entry in nested}
+        self._values = {**self._values, **given}
+
     def text(self, name: str) -> str:
         """Return a string."""
         value = self.get(name)

@@ -1,42 +1,772 @@
 """Readers of mixtures of experts.
 
 A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
-modelling source of transformers, which it names.
+modelling source of transformers, which it names. They share:
+
+* `mixture`: a model whose layers have experts, or a dense feed-forward, by a plan.
+* `experts`: the mixture of experts of the usual fields.
+* `dense_first`, `mlp_kinds`: plans of the layers that have experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+
+from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.reading import (
+    FULL,
+    SLIDING,
+    activation,
     assemble,
     attention,
+    each_once,
     feed_forward,
+    layer_kinds,
     pre_norm,
     rms_norm,
     rotary,
+    window_kinds,
+    window_span,
 )
-from llmcalc.spec.experts import Experts
-from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Full, Window
+from llmcalc.spec.attention import Attention
+from llmcalc.spec.experts import AttentionExperts, Experts
+from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
+from llmcalc.spec.parts import Norm
+from llmcalc.spec.spans import Chunk, Full, Span, Window
 
-__all__ = ["mixtral"]
+__all__ = [
+    "afmoe",
+    "aria_text",
+    "cohere2_moe",
+    "dbrx",
+    "dense_first",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "experts",
+    "glm4_moe",
+    "gpt_oss",
+    "granitemoe",
+    "granitemoe_swa",
+    "hunyuan_v1_moe",
+    "hy_v3",
+    "jetmoe",
+    "llama4_text",
+    "mimo_v2_flash",
+    "minimax_m2",
+    "mixtral",
+    "mixture",
+    "mlp_kinds",
+    "olmoe",
+    "phimoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "solar_open",
+]
+
+
+def experts(
+    config: Config,
+    number: str,
+    inner: str = "moe_intermediate_size",
+    *,
+    top_k: str = "num_experts_per_tok",
+    shared_count: str | None = None,
+    shared_bias: bool = False,
+    bias: bool = False,
+    **options: Any,
+) -> Experts:
+    """Compose a mixture of experts; `number`, `inner`, `top_k`, `shared_count` are fields.
+
+    Shared experts that a field counts are one feed-forward of all their widths. `options` are
+    further ones of `Experts`.
+    """
+    width = config.required_size(inner)
+    expert = feed_forward(config, inner_dim=width, bias=bias)
+    count = 0 if shared_count is None else config.count(shared_count)
+    if count:
+        options["shared"] = feed_forward(config, inner_dim=width * count, bias=shared_bias)
+    return Experts(
+        num_experts=config.required_size(number),
+        experts_per_token=config.required_size(top_k),
+        expert=expert,
+        **options,
+    )
+
+
+def mixture(
+    config: Config,
+    name: str,
+    routed: Callable[[], Experts],
+    *,
+    sparse: Iterable[bool] | None = None,
+    dense: Callable[[], FeedForward] | None = None,
+    kinds: Iterable[str] | None = None,
+    mixer: Callable[[str], Part],
+    norm: Norm | None = None,
+    layer: Callable[..., Layer] = pre_norm,
+    head_bias: bool = False,
+    remarks: tuple[str, ...] = (),
+) -> ModelSpec:
+    """Compose a model whose layers differ in two ways, each pair composed once.
+
+    `kinds` are the kinds of attention layers, which `mixer` makes; `sparse` says which layers
+    have experts, which `routed` makes, instead of what `dense` makes: by default all.
+    """
+    norm = norm or rms_norm(config)
+    layers = config.num_layers()
+    make_dense = dense or (lambda: feed_forward(config))
+
+    def make(pair: tuple[str, bool]) -> Layer:
+        kind, has_experts = pair
+        return layer(norm, mixer(kind), routed() if has_experts else make_dense())
+
+    plan = zip(kinds or [FULL] * layers, sparse or [True] * layers, strict=True)
+    return assemble(
+        config,
+        name,
+        each_once(plan, make),
+        final_norm=norm,
+        head_bias=head_bias,
+        remarks=remarks,
+    )
+
+
+def dense_first(config: Config, field: str = "first_k_dense_replace") -> list[bool]:
+    """Return which layers have experts: all but the first few, counted by the field."""
+    first = config.count(field)
+    return [index >= first for index in range(config.num_layers())]
+
+
+def mlp_kinds(config: Config, first_dense: int | str) -> list[bool]:
+    """Return which layers have experts, from ``mlp_layer_types``; null is all but the first few.
+
+    `first_dense` is how many these are, or the field that says so.
+    """
+    layers = config.num_layers()
+    kinds = layer_kinds(config, layers, ("dense", "sparse"), "mlp_layer_types")
+    if kinds is not None:
+        return [kind == "sparse" for kind in kinds]
+    first = config.count(first_dense) if isinstance(first_dense, str) else first_dense
+    return [index >= first for index in range(layers)]
+
+
+def _attention(config: Config, **options: Any) -> Attention:
+    """Compose attention whose heads, without a ``head_dim``, share the width, rounded down."""
+    width = config.extra_size("head_dim")
+    if width is None:
+        heads = config.required_size("num_attention_heads")
+        width = config.required_size("hidden_size") // heads
+    return attention(config, width=width, **options)
+
+
+def _spans(config: Config) -> dict[str, Span]:
+    """Return the span of each kind of layer; a null window is none."""
+    return {FULL: Full(), SLIDING: window_span(config)}
+
+
+def _head_norms(config: Config, **options: Any) -> dict[str, Any]:
+    """Return the options of attention with a norm of each query and key."""
+    norm = rms_norm(config)
+    return {"query_norm": norm, "key_norm": norm, **options}
+
+
+def _biases(config: Config) -> dict[str, Any]:
+    """Return the options of attention whose four projections have a bias by a flag."""
+    bias = config.flag("attention_bias")
+    return {"query_key_value_bias": bias, "output_bias": bias}
 
 
 def mixtral(config: Config, name: str) -> ModelSpec:
     """Read a Mixtral (``models/mixtral/modeling_mixtral.py``)."""
-    window = config.optional_size("sliding_window")
-    norm = rms_norm(config)
-    layer = pre_norm(
-        norm,
-        attention(
-            config,
-            span=Full() if window is None else Window(window),
-            positions=rotary(config),
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_local_experts", "intermediate_size"),
+        mixer=lambda _: _attention(config, span=window_span(config), positions=rotary(config)),
+    )
+
+
+def phimoe(config: Config, name: str) -> ModelSpec:
+    """Read a Phi-3.5-MoE: LayerNorm, and biases by flags (``models/phimoe/modeling_phimoe.py``)."""
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_local_experts", "intermediate_size"),
+        mixer=lambda _: _attention(
+            config, span=window_span(config), positions=rotary(config), **_biases(config)
         ),
-        Experts(
-            num_experts=config.size("num_local_experts"),
-            experts_per_token=config.size("num_experts_per_tok"),
-            expert=feed_forward(config),
+        norm=Norm(kind="layer", eps=config.number("rms_norm_eps")),
+        head_bias=config.flag("lm_head_bias"),
+    )
+
+
+def granitemoe(config: Config, name: str) -> ModelSpec:
+    """Read a Granite MoE, with or without a shared expert.
+
+    Source: ``models/granitemoe/modeling_granitemoe.py``, ``models/granitemoeshared``.
+    """
+    return mixture(
+        config,
+        name,
+        lambda: _granite_experts(config),
+        mixer=lambda _: _attention(config, positions=rotary(config), **_biases(config)),
+    )
+
+
+def granitemoe_swa(config: Config, name: str) -> ModelSpec:
+    """Read a Granite MoE with windows and sinks, every fourth layer full from the first on.
+
+    A layer whose ``layer_rope_theta`` is zero or null has no positions
+    (``models/granitemoe_swa/modeling_granitemoe_swa.py``).
+    """
+    spans = _spans(config)
+    return mixture(
+        config,
+        name,
+        lambda: _granite_experts(config),
+        kinds=window_kinds(config, lambda index: index % 4 != 0),
+        mixer=lambda kind: _attention(
+            config, span=spans[kind], positions=rotary(config), sinks=True, **_biases(config)
         ),
     )
+
+
+def _granite_experts(config: Config) -> Experts:
+    shared = 0 if config.model_type == "granitemoe" else config.count("shared_intermediate_size")
+    return experts(
+        config,
+        "num_local_experts",
+        "intermediate_size",
+        shared=feed_forward(config, inner_dim=shared) if shared else None,
+    )
+
+
+def olmoe(config: Config, name: str) -> ModelSpec:
+    """Read an OLMoE, which normalises all query heads together, and all key heads.
+
+    The norms have the width of the model, whatever a ``head_dim`` says
+    (``models/olmoe/modeling_olmoe.py``).
+    """
+    embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
+    width = config.extra_size("head_dim")
+    if width is not None and width * heads != embed:
+        raise InvalidValueError(
+            "head_dim", width, f"must be hidden_size ({embed}) / num_attention_heads ({heads})"
+        )
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts", "intermediate_size"),
+        mixer=lambda _: attention(
+            config,
+            positions=rotary(config),
+            norm_axes="heads",
+            **_head_norms(config, **_biases(config)),
+        ),
+    )
+
+
+def minimax_m2(config: Config, name: str) -> ModelSpec:
+    """Read a MiniMax M2, which normalises all heads together.
+
+    Source: ``models/minimax_m2/modeling_minimax_m2.py``.
+    """
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_local_experts", "intermediate_size"),
+        mixer=lambda _: _attention(
+            config,
+            positions=rotary(config, fraction=1.0),
+            norm_axes="heads",
+            **_head_norms(config),
+        ),
+    )
+
+
+def qwen2_moe(config: Config, name: str) -> ModelSpec:
+    """Read a Qwen2-MoE: a gated shared expert, and windows in every other layer where in use.
+
+    Source: ``models/qwen2_moe/configuration_qwen2_moe.py``, ``modeling_qwen2_moe.py``.
+    """
+    windows = config.flag("use_sliding_window")
+    spans = {FULL: Full(), SLIDING: window_span(config) if windows else Full()}
+    last = config.count("max_window_layers")
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config,
+            "num_experts",
+            shared=feed_forward(config, "shared_expert_intermediate_size"),
+            shared_gate=True,
+        ),
+        sparse=_qwen_sparse(config),
+        kinds=window_kinds(config, lambda index: windows and index % 2 == 0 and index < last),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config),
+            query_key_value_bias=config.flag("qkv_bias"),
+        ),
+    )
+
+
+def qwen3_moe(config: Config, name: str) -> ModelSpec:
+    """Read a Qwen3-MoE: head norms, and windows in all layers where in use.
+
+    Source: ``models/qwen3_moe/configuration_qwen3_moe.py``, ``modeling_qwen3_moe.py``.
+    """
+    span = window_span(config) if config.flag("use_sliding_window") else Full()
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts"),
+        sparse=_qwen_sparse(config),
+        mixer=lambda _: _attention(
+            config, span=span, positions=rotary(config), **_head_norms(config, **_biases(config))
+        ),
+    )
+
+
+def _qwen_sparse(config: Config) -> list[bool]:
+    """Return which layers have experts: every n-th, without those that are listed."""
+    listed: Any = config.get("mlp_only_layers")
+    if listed is None:
+        listed = []
+    if not isinstance(listed, list | tuple) or not all(type(index) is int for index in listed):
+        raise InvalidValueError(
+            "mlp_only_layers", listed, "must list indices of layers, or be null"
+        )
+    step, some = config.size("decoder_sparse_step"), config.count("num_experts") > 0
+    only = set(listed)
+    return [
+        some and index not in only and (index + 1) % step == 0
+        for index in range(config.num_layers())
+    ]
+
+
+def glm4_moe(config: Config, name: str) -> ModelSpec:
+    """Read a GLM-4.5 (``models/glm4_moe/modeling_glm4_moe.py``)."""
+    norms = _head_norms(config) if config.flag("use_qk_norm") else {}
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        sparse=dense_first(config),
+        mixer=lambda _: _attention(
+            config,
+            positions=rotary(config, fraction=0.5),
+            query_key_value_bias=config.flag("attention_bias"),
+            **norms,
+        ),
+    )
+
+
+def solar_open(config: Config, name: str) -> ModelSpec:
+    """Read a Solar Open: experts in all layers (``models/solar_open/modeling_solar_open.py``)."""
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        mixer=lambda _: _attention(
+            config,
+            positions=rotary(config, fraction=1.0),
+            query_key_value_bias=config.flag("attention_bias"),
+        ),
+    )
+
+
+def dots1(config: Config, name: str) -> ModelSpec:
+    """Read a dots.llm1, with windows from layer ``max_window_layers`` on.
+
+    Source: ``models/dots1/configuration_dots1.py``, ``modeling_dots1.py``.
+    """
+    spans = _spans(config)
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        sparse=dense_first(config),
+        kinds=window_kinds(
+            config,
+            lambda index: spans[SLIDING] != Full() and index >= config.count("max_window_layers"),
+        ),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config),
+            **_head_norms(config, **_biases(config)),
+        ),
+    )
+
+
+def exaone_moe(config: Config, name: str) -> ModelSpec:
+    """Read a K-EXAONE: every fourth layer is full and has no positions.
+
+    Source: ``models/exaone_moe/configuration_exaone_moe.py``, ``modeling_exaone_moe.py``.
+    """
+    spans = _spans(config)
+    everywhere = spans[SLIDING] == Full()
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts", shared_count="num_shared_experts"),
+        sparse=mlp_kinds(config, "first_k_dense_replace"),
+        kinds=window_kinds(
+            config, lambda index: (index + 1) % config.size("sliding_window_pattern") != 0
+        ),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config) if kind == SLIDING or everywhere else None,
+            **_head_norms(config),
+        ),
+    )
+
+
+def hy_v3(config: Config, name: str) -> ModelSpec:
+    """Read a Hunyuan 3: without shared experts, one is as wide as a dense layer.
+
+    Source: ``models/hy_v3/configuration_hy_v3.py``, ``modeling_hy_v3.py``.
+    """
+
+    def routed() -> Experts:
+        bias = config.flag("mlp_bias")
+        width = config.required_size("moe_intermediate_size") * config.count("num_shared_experts")
+        shared = feed_forward(config, inner_dim=width or None, bias=bias)
+        return experts(config, "num_experts", shared=shared)
+
+    return mixture(
+        config,
+        name,
+        routed,
+        sparse=mlp_kinds(config, 1),
+        dense=lambda: feed_forward(config, bias=config.flag("mlp_bias")),
+        mixer=lambda _: _attention(
+            config, positions=rotary(config), **_head_norms(config, **_biases(config))
+        ),
+    )
+
+
+def mimo_v2_flash(config: Config, name: str) -> ModelSpec:
+    """Read a MiMo V2 Flash: windowed layers have sinks, and twice the KV heads.
+
+    The original ``sliding_window_size`` does not count the query's own position
+    (``models/mimo_v2_flash/configuration_mimo_v2_flash.py``, ``modeling_mimo_v2_flash.py``).
+    """
+    before = config.extra_size("sliding_window_size")
+    window = Window(config.size("sliding_window") if before is None else before + 1)
+    kv_heads = config.required_size("num_key_value_heads")
+
+    def mixer(kind: str) -> Part:
+        windowed = kind == SLIDING
+        return _attention(
+            config,
+            span=window if windowed else Full(),
+            positions=rotary(config, kind=kind, fraction=0.334),
+            query_key_value_bias=config.flag("attention_bias"),
+            num_kv_heads=kv_heads * 2 if windowed else kv_heads,
+            value_dim=config.size("v_head_dim"),
+            sinks=windowed,
+        )
+
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "n_routed_experts"),
+        sparse=mlp_kinds(config, 1),
+        kinds=window_kinds(config, lambda index: index > 0 and (index + 1) % 6 != 0),
+        mixer=mixer,
+    )
+
+
+def gpt_oss(config: Config, name: str) -> ModelSpec:
+    """Read a gpt-oss: sinks, biases of router and experts, windows in every other layer.
+
+    Source: ``models/gpt_oss/configuration_gpt_oss.py``, ``modeling_gpt_oss.py``.
+    """
+    spans = _spans(config)
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config, "num_local_experts", "intermediate_size", bias=True, router_bias=True
+        ),
+        kinds=window_kinds(config, lambda index: index % 2 == 0),
+        mixer=lambda kind: _attention(
+            config, span=spans[kind], positions=rotary(config), sinks=True, **_biases(config)
+        ),
+    )
+
+
+def ernie4_5_moe(config: Config, name: str) -> ModelSpec:
+    """Read an ERNIE 4.5 MoE, whose router has a trained correction.
+
+    Every n-th layer has experts, between a first and a last one
+    (``models/ernie4_5_moe/modeling_ernie4_5_moe.py``).
+    """
+    layers = config.num_layers()
+    step, start = config.size("moe_layer_interval"), config.count("moe_layer_start_index")
+    end = config.get("moe_layer_end_index")
+    if type(end) is not int or end < -1:
+        raise InvalidValueError("moe_layer_end_index", end, "must be an integer of at least -1")
+    last = layers - 1 if end == -1 else end
+    bias = config.flag("use_bias")
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config,
+            "moe_num_experts",
+            top_k="moe_k",
+            shared_count="moe_num_shared_experts",
+            shared_bias=bias,
+            router_correction=True,
+        ),
+        sparse=[(i + 1) % step == 0 and start <= i <= last for i in range(layers)],
+        dense=lambda: feed_forward(config, bias=bias),
+        mixer=lambda _: _attention(
+            config, positions=rotary(config), query_key_value_bias=bias, output_bias=bias
+        ),
+        head_bias=bias,
+    )
+
+
+def hunyuan_v1_moe(config: Config, name: str) -> ModelSpec:
+    """Read a Hunyuan MoE: a shared expert, and perhaps another ``moe_topk`` in each layer.
+
+    Source: ``models/hunyuan_v1_moe/modeling_hunyuan_v1_moe.py``.
+    """
+    norm = rms_norm(config)
+    layers = config.num_layers()
+    chosen: Any = config.get("moe_topk")
+    if not isinstance(chosen, list | tuple):
+        chosen = [config.size("moe_topk")] * layers
+    chosen = list(chosen[:layers])
+    if len(chosen) < layers or not all(type(k) is int and k > 0 for k in chosen):
+        raise InvalidValueError(
+            "moe_topk", chosen, f"must be a positive integer, or one for each of {layers} layers"
+        )
+    mixer = _attention(config, positions=rotary(config), **_head_norms(config, **_biases(config)))
+    expert = feed_forward(config)
+    number = config.required_size("num_experts")
+
+    def make(k: int) -> Layer:
+        routed = Experts(num_experts=number, experts_per_token=k, expert=expert, shared=expert)
+        return pre_norm(norm, mixer, routed)
+
+    return assemble(config, name, each_once(chosen, make), final_norm=norm)
+
+
+def llama4_text(config: Config, name: str) -> ModelSpec:
+    """Read a Llama 4: chunked attention in most layers, a shared expert beside the routed ones.
+
+    Source: ``models/llama4/configuration_llama4.py``, ``modeling_llama4.py``.
+    """
+    layers = config.num_layers()
+    turned: Any = config.get("no_rope_layers")
+    if not turned:
+        every = config.size("no_rope_layer_interval")
+        turned = [int((index + 1) % every != 0) for index in range(layers)]
+    if not isinstance(turned, list | tuple) or len(turned) != layers:
+        raise InvalidValueError("no_rope_layers", turned, f"must list 0 or 1 for {layers} layers")
+    kinds = layer_kinds(config, layers, ("chunked_attention", FULL))
+    if kinds is None:
+        kinds = ["chunked_attention" if has_rope else FULL for has_rope in turned]
+    sparse: Any = config.get("moe_layers")
+    if sparse is None:
+        step = config.size("interleave_moe_layer_step")
+        sparse = range(step - 1, layers, step)
+    elif not isinstance(sparse, list | tuple) or not all(type(i) is int for i in sparse):
+        raise InvalidValueError("moe_layers", sparse, "must list indices of layers, or be null")
+    sparse = set(sparse)
+    chunk = config.optional_size("attention_chunk_size")
+    norm, positions = rms_norm(config), rotary(config)
+    # The norm of queries and keys has no weights.
+    plain = Norm(kind="rms", elementwise=False) if config.flag("use_qk_norm") else None
+
+    def make(plan: tuple[str, bool, bool]) -> Layer:
+        kind, has_rope, has_experts = plan
+        return pre_norm(
+            norm,
+            _attention(
+                config,
+                span=Chunk(chunk) if kind != FULL and chunk is not None else Full(),
+                positions=positions if has_rope else None,
+                query_norm=plain if has_rope else None,
+                key_norm=plain if has_rope else None,
+                **_biases(config),
+            ),
+            experts(
+                config,
+                "num_local_experts",
+                "intermediate_size",
+                shared=feed_forward(config),
+            )
+            if has_experts
+            else feed_forward(config, "intermediate_size_mlp"),
+        )
+
+    plans = [(kinds[i], bool(turned[i]), i in sparse) for i in range(layers)]
+    return assemble(config, name, each_once(plans, make), final_norm=norm)
+
+
+def aria_text(config: Config, name: str) -> ModelSpec:
+    """Read the language model of an Aria, whose experts always use SiLU.
+
+    Source: ``models/aria/modeling_aria.py``.
+    """
+
+    def routed() -> Experts:
+        part = experts(
+            config,
+            "moe_num_experts",
+            "intermediate_size",
+            top_k="moe_topk",
+            shared_count="moe_num_shared_experts",
+            shared_bias=config.flag("mlp_bias"),
+        )
+        return attrs.evolve(part, expert=attrs.evolve(part.expert, activation="silu"))
+
+    return mixture(
+        config,
+        name,
+        routed,
+        mixer=lambda _: attention(config, positions=rotary(config), **_biases(config)),
+    )
+
+
+def afmoe(config: Config, name: str) -> ModelSpec:
+    """Read a Trinity: gated attention, sandwich norms, a trained correction of the router.
+
+    Full layers, every fourth, have no positions (``models/afmoe/configuration_afmoe.py``,
+    ``modeling_afmoe.py``).
+    """
+    spans = _spans(config)
+
+    def layer(norm: Norm, *parts: Part) -> Layer:
+        return Layer(blocks=tuple(Block(part=p, norm=norm, post_norm=norm) for p in parts))
+
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config, "num_experts", shared_count="num_shared_experts", router_correction=True
+        ),
+        sparse=dense_first(config, "num_dense_layers"),
+        kinds=window_kinds(
+            config, lambda index: (index + 1) % config.size("global_attn_every_n_layers") != 0
+        ),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config) if kind == SLIDING else None,
+            output_gate="element",
+            **_head_norms(config, **_biases(config)),
+        ),
+        layer=layer,
+    )
+
+
+def cohere2_moe(config: Config, name: str) -> ModelSpec:
+    """Read a Cohere2 MoE: parallel blocks after one norm, the first layers dense.
+
+    The norm is an RMSNorm where its epsilon is given, else a LayerNorm without bias; full layers
+    have no positions, unless the dense ones are all full (``models/cohere2_moe``).
+    """
+    first = config.count("first_k_dense_replace") if "first_k_dense_replace" in config else 0
+    spans = _spans(config)
+    sparse = mlp_kinds(config, first)
+    before = config.size("prefix_dense_sliding_window_pattern")
+    all_turned = before == 1
+
+    def is_window(index: int) -> bool:
+        if index < first:
+            return (index + 1) % before != 0
+        return (index - first + 1) % config.size("sliding_window_pattern") != 0
+
+    eps = config.get("rms_norm_eps")
+    if eps is None:
+        norm = Norm(kind="layer", bias=False, eps=config.number("layer_norm_eps"))
+    else:
+        norm = rms_norm(config)
+    kinds = window_kinds(config, is_window)
+    dense_inner = config.optional_size("prefix_dense_intermediate_size")
+
+    def make(plan: tuple[str, bool]) -> Layer:
+        kind, has_experts = plan
+        has_rope = kind == SLIDING or (all_turned and not has_experts)
+        mixer = _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config) if has_rope else None,
+            **_biases(config),
+        )
+        inner: Part = (
+            experts(config, "num_experts", "intermediate_size", shared_count="num_shared_experts")
+            if has_experts
+            else feed_forward(config, inner_dim=dense_inner)
+        )
+        return Layer(
+            blocks=(ParallelBlock(norm=norm, blocks=(Block(part=mixer), Block(part=inner))),)
+        )
+
+    plans = zip(kinds, sparse, strict=True)
+    return assemble(config, name, each_once(plans, make), final_norm=norm)
+
+
+def dbrx(config: Config, name: str) -> ModelSpec:
+    """Read a DBRX: LayerNorm without bias, sizes in two nested objects.
+
+    Source: ``models/dbrx/modeling_dbrx.py``.
+    """
+    norm = Norm(kind="layer", bias=False)
+    config.pass_over("num_key_value_heads")
+    inner = config.section("ffn_config")
+    function = inner.section("ffn_act_fn")
+    mixer = attention(
+        config,
+        positions=rotary(config),
+        num_kv_heads=config.section("attn_config").size("kv_n_heads"),
+    )
+    routed = Experts(
+        num_experts=inner.size("moe_num_experts"),
+        experts_per_token=inner.size("moe_top_k"),
+        expert=FeedForward(
+            inner_dim=inner.size("ffn_hidden_size"),
+            gated=True,
+            activation=activation(function, "name") if "name" in function else "silu",
+        ),
+    )
+    layer = pre_norm(norm, mixer, routed)
+    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+
+
+def jetmoe(config: Config, name: str) -> ModelSpec:
+    """Read a JetMoE, whose attention is a mixture of experts, too.
+
+    Source: ``models/jetmoe/modeling_jetmoe.py``.
+    """
+    norm = rms_norm(config)
+    config.pass_over("num_attention_heads")
+    mixer = AttentionExperts(
+        num_experts=config.required_size("num_local_experts"),
+        experts_per_token=config.required_size("num_experts_per_tok"),
+        kv_heads=config.required_size("num_key_value_heads"),
+        head_dim=config.size("kv_channels"),
+    )
+    routed = Experts(
+        num_experts=mixer.num_experts,
+        experts_per_token=mixer.experts_per_token,
+        expert=feed_forward(config, activation_field="activation_function"),
+        output_bias=True,
+    )
+    layer = pre_norm(norm, mixer, routed)
     return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)

@@ -44,6 +44,14 @@ __all__ = [
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 
+#: Older names of kinds, which transformers reads as the newer ones.
+_LEGACY_KINDS: Final = {
+    "mamba": "linear_attention",
+    "attention": "full_attention",
+    "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
+}
+
 K = TypeVar("K", bound=Hashable)
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -207,10 +215,11 @@ def layer_kinds(
         return None
     if not isinstance(kinds, list | tuple) or len(kinds) != layers:
         raise InvalidValueError(field, kinds, f"must list the kind of all {layers} layers")
+    kinds = [_LEGACY_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
     for kind in kinds:
         if kind not in allowed:
             raise InvalidValueError(field, kind, f"must be one of {', '.join(allowed)}")
-    return list(kinds)
+    return kinds
 
 
 def window_span(config: Config) -> Span:

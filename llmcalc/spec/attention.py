@@ -2,6 +2,7 @@
 
 * `Attention`: the projections, the cache and the mixing of one attention part.
 * `LatentAttention`: multi-head latent attention (MLA).
+* `Indexer`: what picks the positions that sparse attention attends.
 * `Rotary`: rotary position embedding, which has no parameters.
 """
 
@@ -19,7 +20,7 @@ from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span
 
-__all__ = ["Attention", "LatentAttention", "Rotary"]
+__all__ = ["Attention", "Indexer", "LatentAttention", "Rotary"]
 
 _optional = attrs.validators.optional
 
@@ -49,7 +50,8 @@ class Attention:
     ``"heads"`` all as one vector (`norm_axes`); a learned sink score for each head (`sinks`); a
     gate on the result, a projection with one output for each element or for each head
     (`output_gate`); a norm before the output projection (`output_norm`); values that are the
-    keys before their norm (`value_is_key`); a layer that reads another layer's cache, and has
+    keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each over
+    both values (`differential`, with four vectors for the weight); a layer that reads another layer's cache, and has
     no keys and values of its own (`shares_cache`).
 
     >>> from llmcalc.spec import Attention, Axis
@@ -80,9 +82,11 @@ class Attention:
     output_gate: Literal["element", "head"] | None = attrs.field(
         default=None, validator=_optional(one_of("element", "head"))
     )
+    gate_bias: bool = attrs.field(default=False, validator=flag)
     output_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     value_is_key: bool = attrs.field(default=False, validator=flag)
     shares_cache: bool = attrs.field(default=False, validator=flag)
+    differential: bool = attrs.field(default=False, validator=flag)
 
     @property
     def label(self) -> str:
@@ -129,17 +133,47 @@ class Attention:
                 yield from norm.items(name, (head,) if self.norm_axes == "head" else (heads, head))
         if self.sinks:
             yield Scale(name="sinks", axes=(queries,))
+        if self.differential:
+            yield Scale(name="difference", axes=(Axis("vectors", 4), head))
         if not self.shares_cache:
             yield Cache(name="k", role="kv", shape=(keys, head), span=self.span)
             yield Cache(name="v", role="kv", shape=(keys, value), span=self.span)
-        yield Mix(name="attention", heads=queries, query_key=head, value=value, span=self.span)
+        mixed = Axis("value_pair", 2 * value.size) if self.differential else value
+        yield Mix(name="attention", heads=queries, query_key=head, value=mixed, span=self.span)
         if self.output_gate is not None:
             gates = (queries,) if self.output_gate == "head" else (queries, value)
-            yield Linear(name="gate", into=(embed,), out=(gates,))
+            yield Linear(name="gate", into=(embed,), out=(gates,), bias=self.gate_bias)
         if self.output_norm is not None:
             yield from self.output_norm.items("output_norm", (queries, value))
         if self.output:
             yield Linear(name="o", into=(queries, value), out=((embed,),), bias=self.output_bias)
+
+
+@attrs.frozen(kw_only=True)
+class Indexer:
+    """The indexer of sparse attention: it scores all positions, of which a query attends a few.
+
+    `heads` small queries, made from the latent of the queries, score one key of `head_dim` that
+    is cached for each position; the scores of a position are summed with weights that the token
+    gives. The part's span says how many positions are attended.
+
+    Source: DeepSeek-AI, "DeepSeek-V3.2" (2025), section 2.1.
+    """
+
+    heads: int = attrs.field(validator=size)
+    head_dim: int = attrs.field(validator=size)
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+
+    def items(self, embed: Axis, latent: Axis) -> Iterator[Item]:
+        """Emit projections, the cache of keys and the scoring."""
+        heads, head = Axis("index_heads", self.heads), Axis("index_dim", self.head_dim)
+        yield Linear(name="index_q", into=(latent,), out=((heads, head),))
+        yield Linear(name="index_k", into=(embed,), out=((head,),))
+        yield from self.norm.items("index_k_norm", (head,))
+        yield Linear(name="index_weights", into=(embed,), out=((heads,),))
+        yield Cache(name="index_k", role="index", shape=(head,), span=Full())
+        score = Axis("index_score", 1)
+        yield Mix(name="index", heads=heads, query_key=head, value=score, span=Full())
 
 
 @attrs.frozen(kw_only=True)
@@ -150,7 +184,8 @@ class LatentAttention:
     query and key have `nope_dim` elements that the latent gives and the `rope_dim` rotary ones; its
     value has `value_dim`. With `query_latent_dim` queries come from a latent of their own,
     without from one full projection. `bias` is that of the projections down to the latents and
-    of the output.
+    of the output. With an `indexer` the positions to attend are picked; a layer whose `span` is
+    `TopK` without one uses the choice of another layer. `output_gate` weighs each head's result.
 
     Source: DeepSeek-AI, "DeepSeek-V2" (2024), section 2.1.
 
@@ -164,7 +199,6 @@ class LatentAttention:
     """
 
     group: ClassVar[str] = "attention"
-    label: ClassVar[str] = "latent"
 
     query_heads: int = attrs.field(validator=size)
     nope_dim: int = attrs.field(validator=size)
@@ -176,6 +210,19 @@ class LatentAttention:
     bias: bool = attrs.field(default=False, validator=flag)
     rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
     span: Span = attrs.field(default=Full())
+    indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
+    output_gate: bool = attrs.field(default=False, validator=flag)
+
+    @property
+    def label(self) -> str:
+        """What tells layers of this kind from others."""
+        return "latent" if self.indexer is None else "indexed latent"
+
+    def __attrs_post_init__(self) -> None:
+        if self.indexer is not None and self.query_latent_dim is None:
+            raise InvalidValueError(
+                "query_latent_dim", None, "must be given: an indexer reads the latent of queries"
+            )
 
     def check_width(self, embed_dim: int) -> None:
         """Every width will do: the result has the width of the input."""
@@ -193,6 +240,8 @@ class LatentAttention:
             yield Linear(name="q_a", into=(embed,), out=((compressed,),), bias=self.bias)
             yield from self.norm.items("q_a_norm", (compressed,))
             yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
+            if self.indexer is not None:
+                yield from self.indexer.items(embed, compressed)
         yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
         yield from self.norm.items("kv_a_norm", (latent,))
         yield Linear(
@@ -209,4 +258,6 @@ class LatentAttention:
             span=self.span,
             absorbed=(cached, latent),
         )
+        if self.output_gate:
+            yield Linear(name="gate", into=(embed,), out=((heads,),))
         yield Linear(name="o", into=(heads, value), out=((embed,),), bias=self.bias)

@@ -1,6 +1,7 @@
 """Mixtures of experts.
 
 * `Experts`: a router and its experts, of which each token uses a few, with what all tokens use.
+* `AttentionExperts`: attention whose query and output projections are experts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from llmcalc.boundary import flag, instance_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.items import Item, Linear, Scale
+from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale, Table
+from llmcalc.spec.spans import Full, Span
 
-__all__ = ["Experts"]
+__all__ = ["AttentionExperts", "Experts"]
 
 
 @attrs.frozen(kw_only=True)
@@ -25,6 +27,13 @@ class Experts:
 
     `shared` is a feed-forward that every token passes through as well, weighed by a learned gate
     with `shared_gate`. `router_correction` is a trained offset of each expert's score.
+    `output_bias` is one of the sum of the experts' results, `router_scale` a trained scale of
+    what the router reads.
+    `no_op_experts` are further ones that the router may pick and that pass their input on, so
+    that `experts_per_token` is the most that a token meets of the others. Transformers stores
+    gate and up matrices for them, which nothing reads.
+    With `latent_dim` the routed experts work on that many elements, to and from which two
+    matrices bring all tokens.
 
     >>> from llmcalc.spec import Axis, Experts, FeedForward
     >>> part = Experts(
@@ -47,14 +56,14 @@ class Experts:
     shared_gate: bool = attrs.field(default=False, validator=flag)
     router_bias: bool = attrs.field(default=False, validator=flag)
     router_correction: bool = attrs.field(default=False, validator=flag)
+    no_op_experts: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    output_bias: bool = attrs.field(default=False, validator=flag)
+    router_scale: bool = attrs.field(default=False, validator=flag)
+    latent_dim: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    latent_bias: bool = attrs.field(default=False, validator=flag)
 
     def __attrs_post_init__(self) -> None:
-        if self.experts_per_token > self.num_experts:
-            raise InvalidValueError(
-                "experts_per_token",
-                self.experts_per_token,
-                f"must be at most num_experts ({self.num_experts})",
-            )
+        _check_choice(self.experts_per_token, self.num_experts)
         if self.shared_gate and self.shared is None:
             raise InvalidValueError("shared_gate", True, "needs a shared expert (shared)")
 
@@ -64,13 +73,90 @@ class Experts:
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, the experts and what is shared."""
         experts = Axis("experts", self.num_experts)
-        yield Linear(name="router", into=(embed,), out=((experts,),), bias=self.router_bias)
+        choices = Axis("experts", self.num_experts + (self.no_op_experts or 0))
+        yield Linear(name="router", into=(embed,), out=((choices,),), bias=self.router_bias)
+        if self.router_scale:
+            yield Scale(name="router_scale", axes=(embed,))
         if self.router_correction:
-            yield Scale(name="router_correction", axes=(experts,))
-        for item in self.expert.linears(embed):
-            yield attrs.evolve(item, experts=experts, active=self.experts_per_token)
+            yield Scale(name="router_correction", axes=(choices,))
+        width = embed
+        if self.latent_dim is not None:
+            width = Axis("expert_latent", self.latent_dim)
+            yield Linear(name="to_latent", into=(embed,), out=((width,),), bias=self.latent_bias)
+            yield Linear(name="from_latent", into=(width,), out=((embed,),), bias=self.latent_bias)
+        for item in self.expert.items(width):
+            if isinstance(item, Linear):
+                yield attrs.evolve(item, experts=experts, active=self.experts_per_token)
+            else:
+                yield item
+        if self.no_op_experts is not None:
+            yield from self._unread(embed, self.no_op_experts)
         if self.shared is not None:
-            for item in self.shared.linears(embed):
+            for item in self.shared.items(embed):
                 yield attrs.evolve(item, name=f"shared.{item.name}")
         if self.shared_gate:
             yield Linear(name="shared.weigh", into=(embed,), out=((),))
+        if self.output_bias:
+            yield Scale(name="bias", axes=(embed,))
+
+    def _unread(self, embed: Axis, number: int) -> Iterator[Item]:
+        """Emit the matrices of the no-op experts, of which as large a share counts as active."""
+        rows = Axis("experts", number)
+        active = -(-number * self.experts_per_token // self.num_experts)
+        for item in self.expert.linears(embed):
+            if item.name != "down":
+                row = (*item.out[0], *item.into)
+                yield Table(name=f"no_op.{item.name}", rows=rows, row=row, active=active)
+
+
+@attrs.frozen(kw_only=True)
+class AttentionExperts:
+    """A mixture of attention: each expert has its own queries and output projection.
+
+    A token passes through `experts_per_token` of `num_experts`, each with `kv_heads` query heads
+    over the keys and values that all experts share. The result has a bias.
+
+    Source: Zhang et al., "Mixture of Attention Heads" (2022), section 3.
+
+    >>> from llmcalc.spec import AttentionExperts, Axis
+    >>> part = AttentionExperts(num_experts=8, experts_per_token=2, kv_heads=4, head_dim=16)
+    >>> [item.name for item in part.items(Axis("embed", 64))]
+    ['router', 'q', 'k', 'v', 'k', 'v', 'attention', 'o', 'bias']
+    """
+
+    group: ClassVar[str] = "attention"
+    label: ClassVar[str] = "attention experts"
+
+    num_experts: int = attrs.field(validator=size)
+    experts_per_token: int = attrs.field(validator=size)
+    kv_heads: int = attrs.field(validator=size)
+    head_dim: int = attrs.field(validator=size)
+    span: Span = attrs.field(default=Full())
+
+    def __attrs_post_init__(self) -> None:
+        _check_choice(self.experts_per_token, self.num_experts)
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the router, projections, caches and mixing."""
+        experts, active = Axis("experts", self.num_experts), self.experts_per_token
+        heads, head = Axis("kv_heads", self.kv_heads), Axis("head_dim", self.head_dim)
+        yield Linear(name="router", into=(embed,), out=((experts,),))
+        yield Linear(name="q", into=(embed,), out=((heads, head),), experts=experts, active=active)
+        for name in ("k", "v"):
+            yield Linear(name=name, into=(embed,), out=((heads, head),))
+        for name in ("k", "v"):
+            yield Cache(name=name, role="kv", shape=(heads, head), span=self.span)
+        queries = Axis("query_heads", self.kv_heads * active)
+        yield Mix(name="attention", heads=queries, query_key=head, value=head, span=self.span)
+        yield Linear(name="o", into=(heads, head), out=((embed,),), experts=experts, active=active)
+        yield Scale(name="bias", axes=(embed,))
+
+
+def _check_choice(experts_per_token: int, num_experts: int) -> None:
+    if experts_per_token > num_experts:
+        raise InvalidValueError(
+            "experts_per_token", experts_per_token, f"must be at most num_experts ({num_experts})"
+        )

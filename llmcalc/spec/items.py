@@ -22,6 +22,7 @@ __all__ = [
     "Cache",
     "CacheRole",
     "Conv",
+    "EagerScan",
     "Item",
     "Linear",
     "Mix",
@@ -50,7 +51,8 @@ class Linear:
     tensor parallelism in its own way. The weight has ``sum of the pieces`` rows and ``product of
     into`` columns; a bias has one element a row. `storage` is the key under which several items
     store one weight (a tied head); `None` is a weight of its own. With `experts` there are that
-    many such matrices, and each token passes through `active` of them.
+    many such matrices, and each token passes through `active` of them. With `blocks` there are
+    that many, each for its own share of the input, and each token passes through all of them.
     """
 
     name: str
@@ -61,24 +63,30 @@ class Linear:
     storage: str | None = None
     experts: Axis | None = None
     active: int | None = None
+    blocks: Axis | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Table:
-    """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`."""
+    """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`.
+
+    `active` is the number of rows that count as active, `None` for all.
+    """
 
     name: str
     rows: Axis
     row: Axes
     storage: str | None = None
+    active: int | None = None
 
 
 @attrs.frozen(kw_only=True)
 class Scale:
-    """Elementwise parameters, one for each element of `axes`."""
+    """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`."""
 
     name: str
     axes: Axes
+    storage: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -97,12 +105,17 @@ class Conv:
 
 @attrs.frozen(kw_only=True)
 class Cache:
-    """What one request holds: `shape` elements for each slot of its `span`."""
+    """What one request holds: `shape` elements for each slot of its `span`.
+
+    `in_transformers` lists the shapes and spans that transformers holds instead, where that is
+    something else than an engine holds; it is empty where transformers holds nothing.
+    """
 
     name: str
     role: CacheRole
     shape: Axes
     span: Span
+    in_transformers: tuple[tuple[Axes, Span], ...] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -122,12 +135,34 @@ class Mix:
 
 
 @attrs.frozen(kw_only=True)
+class EagerScan:
+    """The matrix products of a recurrence in transformers without its optional kernels.
+
+    Several tokens are computed in chunks of `chunk` positions, the last of them `padded` or not.
+    Each token passes `products` times over the state, and meets each position of its chunk in
+    `within` elements. With `across`, the state of each chunk is a sum over those of all chunks.
+    A single token that follows others passes `step_products` times over the state.
+    """
+
+    products: int
+    step_products: int
+    chunk: int = 1
+    padded: bool = True
+    within: int = 0
+    across: bool = False
+
+
+@attrs.frozen(kw_only=True)
 class Scan:
-    """A recurrence: each token passes `products` times over a state of `state` elements."""
+    """A recurrence: each token passes `products` times over a state of `state` elements.
+
+    `eager` says what transformers computes instead, where that is something else.
+    """
 
     name: str
     state: Axes
     products: int
+    eager: EagerScan | None = None
 
 
 Item: TypeAlias = Linear | Table | Scale | Conv | Cache | Mix | Scan

@@ -116,27 +116,30 @@ def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
     for entry in entries:
         item = entry.item
         for suffix, rows, columns in _shapes(item):
-            if isinstance(item, Linear | Table) and item.storage is not None:
+            times = entry.times
+            if isinstance(item, Linear | Table | Scale) and item.storage is not None:
                 # A tied head stores no weight of its own, but it may have a bias.
                 key = item.storage, suffix == ".bias"
                 if key in seen:
                     continue
                 seen.add(key)
+                times = ()  # stored once, however many layers use it
             path = (*entry.path, item.name + suffix)
-            active = item.active if isinstance(item, Linear) else None
-            yield StoredTensor(path, rows, columns, entry.times, active)
+            active = item.active if isinstance(item, Linear | Table) else None
+            yield StoredTensor(path, rows, columns, times, active)
 
 
 def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...]]]:
     """Give the stored tensors of an item: suffix of the name, rows, columns."""
     if isinstance(item, Linear):
-        if item.experts is None:
+        several = item.experts or item.blocks
+        if several is None:
             yield ".weight", item.out, (item.into,)
         else:
-            rows = tuple((item.experts, *piece) for piece in item.out)
+            rows = tuple((several, *piece) for piece in item.out)
             yield ".weight", rows, (item.into,)
         if item.bias:
-            yield ".bias", ONE_ROW if item.experts is None else ((item.experts,),), item.out
+            yield ".bias", ONE_ROW if several is None else ((several,),), item.out
     elif isinstance(item, Table):
         yield "", ((item.rows,),), (item.row,)
     elif isinstance(item, Scale):

@@ -1,0 +1,233 @@
+"""Readers of models with multi-head latent attention.
+
+A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
+modelling source of transformers, which it names. They share `latent_attention`, the attention of
+the usual fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmcalc.errors import InvalidValueError
+from llmcalc.huggingface.config import Config
+from llmcalc.huggingface.experts import dense_first, experts, mixture, mlp_kinds
+from llmcalc.huggingface.reading import (
+    assemble,
+    feed_forward,
+    head_dim,
+    layer_kinds,
+    pre_norm,
+    rms_norm,
+    rotary,
+)
+from llmcalc.spec.attention import Indexer, LatentAttention
+from llmcalc.spec.experts import Experts
+from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock
+from llmcalc.spec.parts import Norm
+from llmcalc.spec.spans import TopK
+
+__all__ = [
+    "deepseek_v2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "glm4_moe_lite",
+    "glm_moe_dsa",
+    "latent_attention",
+    "longcat_flash",
+    "minicpm3",
+]
+
+
+def latent_attention(
+    config: Config, *, value_dim: int | None = None, **options: Any
+) -> LatentAttention:
+    """Compose latent attention from the usual fields; `options` are further ones of the part.
+
+    A null ``q_lora_rank`` is a full projection of queries. `value_dim` stands for ``v_head_dim``.
+    """
+    config.pass_over("qk_head_dim", "head_dim")
+    return LatentAttention(
+        query_heads=config.required_size("num_attention_heads"),
+        nope_dim=config.required_size("qk_nope_head_dim"),
+        rope_dim=config.required_size("qk_rope_head_dim"),
+        value_dim=config.required_size("v_head_dim") if value_dim is None else value_dim,
+        latent_dim=config.required_size("kv_lora_rank"),
+        query_latent_dim=config.optional_size("q_lora_rank"),
+        norm=Norm(kind="rms", eps=1e-6),
+        bias=config.flag("attention_bias"),
+        rotary=rotary(config),
+        **options,
+    )
+
+
+def _routed(config: Config, **options: Any) -> Experts:
+    """Compose the experts of DeepSeek's fields."""
+    return experts(config, "n_routed_experts", shared_count="n_shared_experts", **options)
+
+
+def deepseek_v2(config: Config, name: str) -> ModelSpec:
+    """Read a DeepSeek V2; a null ``num_experts_per_tok`` gives no active parameters.
+
+    Source: ``models/deepseek_v2/modeling_deepseek_v2.py``.
+    """
+    bias = config.flag("mlp_bias")
+    unknown = config.get("num_experts_per_tok") is None
+    remark = "num_experts_per_tok is null: every token is taken to pass through all experts"
+    return mixture(
+        config,
+        name,
+        lambda: _routed(
+            config,
+            top_k="n_routed_experts" if unknown else "num_experts_per_tok",
+            shared_bias=bias,
+        ),
+        sparse=dense_first(config),
+        dense=lambda: feed_forward(config, bias=bias),
+        mixer=lambda _: latent_attention(config),
+        remarks=(remark,) if unknown else (),
+    )
+
+
+def deepseek_v3(config: Config, name: str) -> ModelSpec:
+    """Read a DeepSeek V3 or R1 (``models/deepseek_v3/modeling_deepseek_v3.py``)."""
+    return mixture(
+        config,
+        name,
+        lambda: _routed(config),
+        sparse=dense_first(config),
+        mixer=lambda _: latent_attention(config),
+    )
+
+
+def glm4_moe_lite(config: Config, name: str) -> ModelSpec:
+    """Read a GLM-4.7 Flash (``models/glm4_moe_lite/configuration_glm4_moe_lite.py``)."""
+    return mixture(
+        config,
+        name,
+        lambda: _routed(config),
+        sparse=mlp_kinds(config, 1),
+        mixer=lambda _: latent_attention(config),
+    )
+
+
+def deepseek_v32(config: Config, name: str) -> ModelSpec:
+    """Read a DeepSeek V3.2, where every layer has an indexer.
+
+    Source: ``models/deepseek_v32/configuration_deepseek_v32.py``, ``modeling_deepseek_v32.py``.
+    """
+    return _indexed(config, name, ["full"] * config.num_layers())
+
+
+def glm_moe_dsa(config: Config, name: str) -> ModelSpec:
+    """Read a GLM-5, where some layers may use the choice of an earlier layer's indexer.
+
+    Source: ``models/glm_moe_dsa/configuration_glm_moe_dsa.py``, ``modeling_glm_moe_dsa.py``.
+    """
+    layers = config.num_layers()
+    kinds = layer_kinds(config, layers, ("full", "shared"), "indexer_types")
+    if kinds is None and config.given("index_topk_pattern") is not None:
+        pattern: Any = config.given("index_topk_pattern")
+        if isinstance(pattern, str):
+            pattern = [{"F": "full", "S": "shared"}.get(letter) for letter in pattern]
+        if (
+            not isinstance(pattern, list | tuple)
+            or len(pattern) != layers
+            or not all(kind in ("full", "shared") for kind in pattern)
+        ):
+            raise InvalidValueError(
+                "index_topk_pattern", pattern, f"must give F or S for each of {layers} layers"
+            )
+        kinds = list(pattern)
+    if kinds is None:
+        every = config.integer("index_topk_freq", 1)
+        offset = config.integer("index_skip_topk_offset", 2)
+        kinds = [
+            "shared" if max(index - offset + 1, 0) % max(every, 1) else "full"
+            for index in range(layers)
+        ]
+    return _indexed(config, name, kinds)
+
+
+def _indexed(config: Config, name: str, kinds: list[str]) -> ModelSpec:
+    """Compose a model with sparse attention; the kind of a layer says whether it has an indexer."""
+    config.rename("num_experts", "n_routed_experts")
+    config.required_size("q_lora_rank")
+    indexer = Indexer(
+        heads=config.size("index_n_heads"),
+        head_dim=config.size("index_head_dim"),
+        norm=Norm(kind="layer", eps=1e-6),
+    )
+    span = TopK(config.size("index_topk"))
+    return mixture(
+        config,
+        name,
+        lambda: _routed(config),
+        sparse=mlp_kinds(config, "first_k_dense_replace"),
+        kinds=kinds,
+        mixer=lambda kind: latent_attention(
+            config, span=span, indexer=indexer if kind == "full" else None
+        ),
+    )
+
+
+def minicpm3(config: Config, name: str) -> ModelSpec:
+    """Read a MiniCPM3: latent attention and a dense feed-forward.
+
+    Source: ``models/minicpm3/configuration_minicpm3.py``, ``modeling_minicpm3.py``.
+    """
+    norm = rms_norm(config)
+    value = config.optional_size("v_head_dim")
+    if value is None:
+        embed = config.required_size("hidden_size")
+        value = head_dim(embed, config.required_size("num_attention_heads"))
+    layer = pre_norm(
+        norm,
+        latent_attention(config, value_dim=value),
+        feed_forward(config, bias=config.flag("mlp_bias")),
+    )
+    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+
+
+def longcat_flash(config: Config, name: str) -> ModelSpec:
+    """Read a LongCat Flash, whose layers have two attentions, two feed-forwards and experts.
+
+    Each half is a layer here, as transformers counts them in ``num_hidden_layers``; the experts
+    stand beside the first feed-forward. Some experts pass their input on
+    (``models/longcat_flash/modeling_longcat_flash.py``).
+    """
+    halves = config.given("num_hidden_layers")
+    if "num_layers" not in config and halves is not None:
+        layers = config.num_layers() // 2
+    else:
+        layers = config.num_layers("num_layers")
+    nope, rope = config.required_size("qk_nope_head_dim"), config.required_size("qk_rope_head_dim")
+    width = config.optional_size("qk_head_dim")
+    if width is not None and width != nope + rope:
+        raise InvalidValueError(
+            "qk_head_dim", width, f"must be qk_nope_head_dim ({nope}) + qk_rope_head_dim ({rope})"
+        )
+    config.required_size("q_lora_rank")
+    idle = 0 if config.get("zero_expert_num") is None else config.count("zero_expert_num")
+    norm = rms_norm(config)
+    mixer = Block(part=latent_attention(config), norm=norm)
+    dense = Block(part=feed_forward(config, "ffn_hidden_size"))
+    routed = experts(
+        config,
+        "n_routed_experts",
+        "expert_ffn_hidden_size",
+        top_k="moe_topk",
+        no_op_experts=idle or None,
+        router_bias=config.given("router_bias") is not None and config.flag("router_bias"),
+    )
+    halves = (
+        Layer(blocks=(mixer, ParallelBlock(norm=norm, blocks=(dense, Block(part=routed))))),
+        Layer(blocks=(mixer, Block(part=dense.part, norm=norm))),
+    )
+    remark = (
+        f"{idle} of the experts that a router may pick pass their input on: active parameters are "
+        "a bound, and the gate and up matrices that transformers stores for them are counted"
+    )
+    return assemble(
+        config, name, halves * layers, final_norm=norm, remarks=(remark,) if idle else ()
+    )
