@@ -91,6 +91,8 @@ def experts(
     count = 0 if shared_count is None else config.count(shared_count)
     if count:
         options["shared"] = feed_forward(config, inner_dim=width * count, bias=shared_bias)
+    elif shared_bias:
+        options["output_bias"] = True  # of a shared expert without width
     return Experts(
         num_experts=config.required_size(number),
         experts_per_token=config.required_size(top_k),
@@ -135,6 +137,11 @@ def mixture(
         head_bias=head_bias,
         remarks=remarks,
     )
+
+
+def _always_silu(part: Experts) -> Experts:
+    """Return the experts with the activation that the model uses whatever ``hidden_act`` says."""
+    return attrs.evolve(part, expert=attrs.evolve(part.expert, activation="silu"))
 
 
 def dense_first(config: Config, field: str = "first_k_dense_replace") -> list[bool]:
@@ -295,7 +302,8 @@ def qwen2_moe(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/qwen2_moe/configuration_qwen2_moe.py``, ``modeling_qwen2_moe.py``.
     """
-    windows = config.flag("use_sliding_window")
+    # Where windows are not in use, transformers saves a window of zero.
+    windows = config.flag("use_sliding_window") and config.get("sliding_window") != 0
     spans = {FULL: Full(), SLIDING: window_span(config) if windows else Full()}
     last = config.count("max_window_layers")
     return mixture(
@@ -496,8 +504,8 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(
-            config, "num_local_experts", "intermediate_size", bias=True, router_bias=True
+        lambda: _always_silu(
+            experts(config, "num_local_experts", "intermediate_size", bias=True, router_bias=True)
         ),
         kinds=window_kinds(config, lambda index: index % 2 == 0),
         mixer=lambda kind: _attention(
@@ -527,7 +535,7 @@ def ernie4_5_moe(config: Config, name: str) -> ModelSpec:
             "moe_num_experts",
             top_k="moe_k",
             shared_count="moe_num_shared_experts",
-            shared_bias=bias,
+            shared_bias=bias and config.count("moe_num_shared_experts") > 0,
             router_correction=True,
         ),
         sparse=[(i + 1) % step == 0 and start <= i <= last for i in range(layers)],
@@ -633,7 +641,7 @@ def aria_text(config: Config, name: str) -> ModelSpec:
             shared_count="moe_num_shared_experts",
             shared_bias=config.flag("mlp_bias"),
         )
-        return attrs.evolve(part, expert=attrs.evolve(part.expert, activation="silu"))
+        return _always_silu(part)
 
     return mixture(
         config,
