@@ -9,23 +9,45 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.reading import (
+    FULL,
+    SLIDING,
+    activation,
     assemble,
     each_once,
     feed_forward,
     head_dim,
     pre_norm,
     rotary,
+    window_kinds,
+    window_span,
 )
 from llmcalc.spec.attention import Attention, Rotary
-from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.feed_forward import FeedForward, HeadTransform
 from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock
 from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["bloom", "falcon", "gpt2", "gpt_bigcode", "gpt_neo", "gptj", "mpt", "opt"]
+__all__ = [
+    "biogpt",
+    "bloom",
+    "ctrl",
+    "falcon",
+    "gpt2",
+    "gpt_bigcode",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "gptj",
+    "modernbert",
+    "mpt",
+    "openai_gpt",
+    "opt",
+    "xglm",
+]
 
 
 def gpt2(config: Config, name: str) -> ModelSpec:
@@ -69,6 +91,8 @@ def gpt_neo(config: Config, name: str) -> ModelSpec:
 
     def layer(kind: str) -> Layer:
         mixer = _attention(config, bias=False, output_bias=True, span=spans[kind])
+        if kind == "local":
+            mixer = attrs.evolve(mixer, transformers_cache=(mixer.kv_heads, Full()))
         return pre_norm(norm, mixer, inner)
 
     return assemble(
@@ -107,7 +131,10 @@ def _gpt_neo_kinds(config: Config) -> list[str]:
 
 
 def gptj(config: Config, name: str) -> ModelSpec:
-    """Read a GPT-J: attention and feed-forward side by side (``models/gptj/modeling_gptj.py``)."""
+    """Read a GPT-J or CodeGen: attention and feed-forward side by side.
+
+    Source: ``models/gptj/modeling_gptj.py``, ``models/codegen/modeling_codegen.py``.
+    """
     embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
     turned = config.optional_size("rotary_dim")
     width = head_dim(embed, heads)
@@ -183,6 +210,9 @@ def falcon(config: Config, name: str) -> ModelSpec:
         kv_heads=kv_heads,
         positions=None if config.optional_flag("alibi") else rotary(config),
     )
+    if new:
+        # Its keys and values are repeated for all query heads before they are cached.
+        mixer = attrs.evolve(mixer, transformers_cache=(mixer.query_heads, Full()))
     inner = config.optional_size("ffn_hidden_size")
     plain = feed_forward(
         config,
@@ -236,6 +266,155 @@ def opt(config: Config, name: str) -> ModelSpec:
         embedding=_learned_positions(config, more=2, width=width),
         head_width=width,
     )
+
+
+def biogpt(config: Config, name: str) -> ModelSpec:
+    """Read a BioGPT: two more positions than it says (``models/biogpt/modeling_biogpt.py``)."""
+    norm = Norm(kind="layer")
+    layer = pre_norm(
+        norm, _attention(config, bias=True), feed_forward(config, gated=False, bias=True)
+    )
+    return assemble(
+        config,
+        name,
+        [layer] * config.num_layers(),
+        final_norm=norm,
+        embedding=_learned_positions(config, more=2),
+    )
+
+
+def xglm(config: Config, name: str) -> ModelSpec:
+    """Read an XGLM: sinusoidal positions (``models/xglm/modeling_xglm.py``)."""
+    if config.flag("add_cross_attention"):
+        raise InvalidValueError("add_cross_attention", True, "must be false in a decoder")
+    norm = Norm(kind="layer")
+    layer = pre_norm(
+        norm,
+        _attention(config, bias=True),
+        feed_forward(
+            config, "ffn_dim", gated=False, bias=True, activation_field="activation_function"
+        ),
+    )
+    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+
+
+def ctrl(config: Config, name: str) -> ModelSpec:
+    """Read a CTRL: sinusoidal positions, a head with bias (``models/ctrl/modeling_ctrl.py``)."""
+    norm = Norm(kind="layer", eps=1e-6)
+    plain = FeedForward(
+        inner_dim=config.required_size("dff"),
+        gated=False,
+        activation="relu",
+        input_bias=True,
+        output_bias=True,
+    )
+    layer = pre_norm(norm, _attention(config, bias=True), plain)
+    return assemble(
+        config,
+        name,
+        [layer] * config.num_layers(),
+        final_norm=_layer_norm(config),
+        head_bias=True,
+    )
+
+
+def openai_gpt(config: Config, name: str) -> ModelSpec:
+    """Read the first GPT: norms after each sum (``models/openai/modeling_openai.py``)."""
+    norm = _layer_norm(config)
+    parts = (
+        _attention(config, bias=True),
+        feed_forward(
+            config,
+            inner_dim=4 * config.required_size("hidden_size"),
+            gated=False,
+            bias=True,
+            activation_field="afn",
+        ),
+    )
+    layer = Layer(blocks=tuple(Block(part=part, sum_norm=norm) for part in parts))
+    return assemble(
+        config,
+        name,
+        [layer] * config.num_layers(),
+        final_norm=None,
+        embedding=_learned_positions(config),
+    )
+
+
+def gpt_neox_japanese(config: Config, name: str) -> ModelSpec:
+    """Read a Japanese GPT-NeoX: no biases but one after the last attention.
+
+    Source: ``models/gpt_neox_japanese/modeling_gpt_neox_japanese.py``.
+    """
+    norm = Norm(kind="layer", eps=config.number("layer_norm_eps"))
+    positions = rotary(
+        config, theta_field="rotary_emb_base", fraction_field="rotary_pct", fraction=1.0
+    )
+    width = config.size("intermediate_multiple_size") * config.required_size("hidden_size")
+    plain = feed_forward(config, inner_dim=width, gated=False)
+
+    def layer(is_last: bool) -> Layer:
+        mixer = _attention(config, bias=False, output_bias=is_last, positions=positions)
+        return pre_norm(norm, mixer, plain)
+
+    layers = config.num_layers()
+    kinds = [index == layers - 1 for index in range(layers)]
+    return assemble(config, name, each_once(kinds, layer), final_norm=norm)
+
+
+def modernbert(config: Config, name: str) -> ModelSpec:
+    """Read a ModernBERT decoder: norms but for the first, a head with a matrix of its own.
+
+    Source: ``models/modernbert_decoder/configuration_modernbert_decoder.py``,
+    ``modeling_modernbert_decoder.py``.
+    """
+    norm = Norm(kind="layer", bias=config.flag("norm_bias"), eps=config.number("norm_eps"))
+    every = config.extra_size("global_attn_every_n_layers") or 3
+    kinds = window_kinds(config, lambda index: index % every != 0)
+    spans: dict[str, Span] = {FULL: Full(), SLIDING: _modernbert_span(config)}
+    positions = {
+        FULL: rotary(config, kind=FULL, theta_field="global_rope_theta", theta=160_000.0),
+        SLIDING: rotary(config, kind=SLIDING, theta_field="local_rope_theta", theta=10_000.0),
+    }
+    bias = config.flag("attention_bias")
+    inner = feed_forward(config, bias=config.flag("mlp_bias"), activation_field="hidden_activation")
+
+    def layer(key: tuple[str, bool]) -> Layer:
+        kind, is_first = key
+        mixer = _attention(config, bias=bias, positions=positions[kind], span=spans[kind])
+        return Layer(
+            blocks=(
+                Block(part=mixer, norm=None if is_first else norm),
+                Block(part=inner, norm=norm),
+            )
+        )
+
+    keys = [(kind, index == 0) for index, kind in enumerate(kinds)]
+    return assemble(
+        config,
+        name,
+        each_once(keys, layer),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
+        head_bias=config.flag("decoder_bias"),
+        beside=(
+            HeadTransform(
+                activation=activation(config, "classifier_activation"),
+                norm=norm,
+                bias=config.flag("classifier_bias"),
+            ),
+        ),
+    )
+
+
+def _modernbert_span(config: Config) -> Span:
+    """Return the window: half of ``local_attention``, unless ``sliding_window`` is given."""
+    if "sliding_window" in config and config.get("sliding_window") != -1:
+        return window_span(config)
+    both = config.optional_size("local_attention")
+    if both == 1:
+        raise InvalidValueError("local_attention", both, "must be at least 2: half is behind")
+    return Full() if both is None else Window(both // 2)
 
 
 def _attention(

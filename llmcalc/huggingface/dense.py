@@ -193,6 +193,11 @@ def _plain_norm(_config: Config) -> Norm:
     return Norm(kind="layer", elementwise=False)
 
 
+def _plain_rms_norm(config: Config) -> Norm:
+    """Return nanochat's norm, which has no parameters either."""
+    return attrs.evolve(rms_norm(config), elementwise=False)
+
+
 @attrs.frozen(kw_only=True)
 class Dialect:
     """How a model differs from a Llama; a string is the config's flag that decides.
@@ -221,6 +226,7 @@ class Dialect:
     query_key_norm_bias: bool = True
     inner_norms: bool = False
     sinks: bool = False
+    differential: bool = False
     plan: Plan = attrs.field(factory=_uniform)
     own_head_dim: bool = True
     own_kv_heads: bool = True
@@ -243,9 +249,13 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "cohere2": Dialect(
         norm=_layer_norm("layer_norm_eps", bias=False), parallel=True, plan=_cohere2
     ),
+    "cohere_compass_text": Dialect(
+        norm=_layer_norm("layer_norm_eps", bias=False), parallel=True, plan=_mixed(lambda _: False)
+    ),
     "cwm": Dialect(
         bias=False, feed_forward_bias="mlp_bias", plan=_mixed(lambda index: index % 4 != 0)
     ),
+    "diffllama": Dialect(differential=True),
     "ernie4_5": Dialect(bias="use_bias", feed_forward_bias="use_bias"),
     "exaone4": Dialect(bias=False, norms="post", query_key_norm="head", plan=_exaone4),
     "gemma": Dialect(),
@@ -284,10 +294,13 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "hunyuan_v1_dense": Dialect(query_key_norm="head"),
     "hyperclovax": Dialect(feed_forward_bias="mlp_bias", post_norms="use_post_norm"),
     "internlm3": Dialect(feed_forward_bias="mlp_bias"),
+    "iquestcoder": Dialect(feed_forward_bias="mlp_bias"),
+    "jais2": Dialect(gated=False, feed_forward_bias="mlp_bias", norm=_LAYER_NORM),
     "llama": Dialect(feed_forward_bias="mlp_bias"),
     "ministral": Dialect(bias=False, plan=_ministral),
     "ministral3": Dialect(bias=False, plan=_windowed()),
     "mistral": Dialect(bias=False, plan=_windowed()),
+    "nanochat": Dialect(gated=False, norm=_plain_rms_norm, query_key_norm="head"),
     "nemotron": Dialect(
         feed_forward_bias="mlp_bias",
         gated=False,
@@ -393,6 +406,7 @@ def llama(config: Config, name: str) -> ModelSpec:
             query_key_value_bias=bias,
             output_bias=output_bias,
             sinks=dialect.sinks,
+            differential=dialect.differential,
             **options,
         )
         if dialect.result_is_embed:

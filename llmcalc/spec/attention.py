@@ -15,7 +15,7 @@ import attrs
 
 from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import Axis
+from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span
@@ -50,9 +50,11 @@ class Attention:
     ``"heads"`` all as one vector (`norm_axes`); a learned sink score for each head (`sinks`); a
     gate on the result, a projection with one output for each element or for each head
     (`output_gate`); a norm before the output projection (`output_norm`); values that are the
-    keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each over
-    both values (`differential`, with four vectors for the weight); a layer that reads another layer's cache, and has
-    no keys and values of its own (`shares_cache`).
+    keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each
+    over its own and the other's values (`differential`, with four vectors for the weight); a
+    layer that reads another layer's cache, and has no keys and values of its own
+    (`shares_cache`). `transformers_cache` gives the heads and the span that transformers holds
+    where that is more than an engine holds.
 
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
@@ -87,6 +89,7 @@ class Attention:
     value_is_key: bool = attrs.field(default=False, validator=flag)
     shares_cache: bool = attrs.field(default=False, validator=flag)
     differential: bool = attrs.field(default=False, validator=flag)
+    transformers_cache: tuple[int, Span] | None = None
 
     @property
     def label(self) -> str:
@@ -101,6 +104,8 @@ class Attention:
         whole = self.rotary is not None and self.rotary.fraction == 1
         if whole and self.head_dim % 2:
             raise InvalidValueError("head_dim", self.head_dim, "must be even for rotary positions")
+        if self.differential and self.kv_heads % 2:
+            raise InvalidValueError("kv_heads", self.kv_heads, "must be even for pairs of heads")
         if self.output_bias and not self.output:
             raise InvalidValueError("output_bias", True, "needs an output projection (output)")
 
@@ -136,10 +141,16 @@ class Attention:
         if self.differential:
             yield Scale(name="difference", axes=(Axis("vectors", 4), head))
         if not self.shares_cache:
-            yield Cache(name="k", role="kv", shape=(keys, head), span=self.span)
-            yield Cache(name="v", role="kv", shape=(keys, value), span=self.span)
-        mixed = Axis("value_pair", 2 * value.size) if self.differential else value
-        yield Mix(name="attention", heads=queries, query_key=head, value=mixed, span=self.span)
+            for name, width in (("k", head), ("v", value)):
+                yield Cache(
+                    name=name,
+                    role="kv",
+                    shape=(keys, width),
+                    span=self.span,
+                    in_transformers=self._in_transformers(width),
+                )
+        for name in ("attention", "attention_again") if self.differential else ("attention",):
+            yield Mix(name=name, heads=queries, query_key=head, value=value, span=self.span)
         if self.output_gate is not None:
             gates = (queries,) if self.output_gate == "head" else (queries, value)
             yield Linear(name="gate", into=(embed,), out=(gates,), bias=self.gate_bias)
@@ -147,6 +158,12 @@ class Attention:
             yield from self.output_norm.items("output_norm", (queries, value))
         if self.output:
             yield Linear(name="o", into=(queries, value), out=((embed,),), bias=self.output_bias)
+
+    def _in_transformers(self, width: Axis) -> tuple[tuple[Axes, Span], ...] | None:
+        if self.transformers_cache is None:
+            return None
+        heads, span = self.transformers_cache
+        return (((Axis("kv_heads", heads), width), span),)
 
 
 @attrs.frozen(kw_only=True)

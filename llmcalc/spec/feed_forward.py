@@ -1,6 +1,7 @@
 """Feed-forward parts.
 
 * `FeedForward`: gated (three matrices) or plain (two).
+* `HeadTransform`: a matrix, an activation and a norm before the head.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import attrs
 from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Scale
+from llmcalc.spec.ledger import Entry
 from llmcalc.spec.parts import Norm
 
-__all__ = ["Activation", "FeedForward"]
+__all__ = ["Activation", "FeedForward", "HeadTransform"]
 
 #: The nonlinearity. ``"gelu_tanh"`` is GELU's tanh approximation. Only two have parameters:
 #: ``"xielu"`` two and ``"prelu"`` one, each for the whole part.
@@ -75,3 +77,28 @@ class FeedForward:
         for name in ("gate", "up") if self.gated else ("up",):
             yield Linear(name=name, into=(embed,), out=((inner,),), bias=self.input_bias)
         yield Linear(name="down", into=(inner,), out=((embed,),), bias=self.output_bias)
+
+
+@attrs.frozen(kw_only=True)
+class HeadTransform:
+    """What stands before the head: a square matrix, an activation and a norm.
+
+    >>> from llmcalc.spec import Axis, HeadTransform, Norm
+    >>> part = HeadTransform(activation="gelu", norm=Norm(kind="layer", bias=False))
+    >>> [entry.name[2] for entry in part.entries(Axis("embed", 64))]
+    ['transform', 'transform_norm.weight']
+    """
+
+    activation: Activation = attrs.field(validator=one_of(*get_args(Activation)))
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+    bias: bool = attrs.field(default=False, validator=flag)
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit the matrix, what is learned after it, and the norm."""
+        matrix = Linear(
+            name="transform", into=(embed,), out=((embed,),), bias=self.bias, tokens="logits"
+        )
+        for item in (matrix, *learned_activation(self.activation)):
+            yield Entry(("head", ""), None, item)
+        for item in self.norm.items("transform_norm", (embed,)):
+            yield Entry(("norms", ""), None, item)

@@ -40,6 +40,7 @@ GROUPS = {
     "moe_router": "experts",
     "moe_shared": "experts",
     "norms": "norms",
+    "other": "other",
 }
 
 
@@ -48,6 +49,8 @@ GROUPS = {
 JOINED: dict[str, tuple[str, ...]] = {
     # the router's correction is mlp.expert_bias
     "afmoe": ("feed_forward", "experts"),
+    # the feed-forward's inner norm is mlp.ffn_sub_norm
+    "bitnet": ("feed_forward", "norms"),
     # norm_attn_norm holds the norms of the block
     "dbrx": ("attention", "norms"),
     # the router is mlp.gate.wg
@@ -170,7 +173,11 @@ def test_flops_are_those_of_the_counter(row: dict[str, Any]) -> None:
         assert apart.total < measured["prefill_nocache"]
     else:
         assert prefill.total == measured["prefill_nocache"]
-    assert decode.total == measured["decode1_with_cache_past24"]
+    if row["model_type"] == "gpt_neo":
+        # Its local layers hold and multiply everything, too, and mask it afterwards.
+        assert decode.total < measured["decode1_with_cache_past24"]
+    elif "decode1_with_cache_past24" in measured:  # openai-gpt has no cache there
+        assert decode.total == measured["decode1_with_cache_past24"]
 
 
 @pytest.mark.parametrize(
