@@ -519,7 +519,11 @@ def _flops(
     for entry in spec.ledger.entries:
         item = entry.item
         if isinstance(item, Linear):
-            used = () if item.active is None else ((item.active, "experts per token"),)
+            used: tuple[tuple[int, str], ...] = ()
+            if item.active is not None:
+                used = ((item.active, "experts per token"),)
+            elif item.blocks is not None:
+                used = factors(((item.blocks,),))
             shape = (*used, *factors(item.out), *factors((item.into,)))
             terms.append(Term(entry.name, (_TWO, *shape, *tokens[item.tokens], *entry.times)))
         elif isinstance(item, Conv):

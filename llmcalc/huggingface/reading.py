@@ -167,12 +167,14 @@ def assemble(
     head_bias: bool = False,
     head_width: int | None = None,
     max_positions: str | None = "max_position_embeddings",
+    may_tie: bool = True,
     beside: tuple[Beside, ...] = (),
     remarks: tuple[str, ...] = (),
 ) -> ModelSpec:
     """Return the model whose vocabulary, head and position limit are in the usual fields.
 
-    `max_positions` names the field of the position limit, `None` where there is none.
+    `max_positions` names the field of the position limit, `None` where there is none. A model
+    that may not tie its head to the token table does not, whatever its config says.
     """
     return ModelSpec(
         name=name,
@@ -180,7 +182,9 @@ def assemble(
         embedding=embedding or Embedding(vocab_size=config.required_size("vocab_size")),
         layers=runs(layers),
         final_norm=final_norm,
-        head=Head(tied=config.flag("tie_word_embeddings"), bias=head_bias, width=head_width),
+        head=Head(
+            tied=config.flag("tie_word_embeddings") and may_tie, bias=head_bias, width=head_width
+        ),
         max_positions=None if max_positions is None else config.optional_size(max_positions),
         beside=beside,
         checkpoint=config.checkpoint_format(),
@@ -210,12 +214,12 @@ def layer_kinds(
     config: Config, layers: int, allowed: tuple[str, ...], field: str = "layer_types"
 ) -> list[str] | None:
     """Return the kind of every layer from the field, `None` where it is null."""
-    kinds: Any = config.get(field)
-    if kinds is None:
+    given: Any = config.get(field)
+    if given is None:
         return None
-    if not isinstance(kinds, list | tuple) or len(kinds) != layers:
-        raise InvalidValueError(field, kinds, f"must list the kind of all {layers} layers")
-    kinds = [_LEGACY_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in kinds]
+    if not isinstance(given, list | tuple) or len(given) != layers:
+        raise InvalidValueError(field, given, f"must list the kind of all {layers} layers")
+    kinds = [_LEGACY_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in given]
     for kind in kinds:
         if kind not in allowed:
             raise InvalidValueError(field, kind, f"must be one of {', '.join(allowed)}")

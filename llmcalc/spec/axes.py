@@ -27,6 +27,10 @@ _SPLITS: Final = {
     "query_heads": "even",
     "kv_heads": "replicated",
     "inner": "even",
+    "channels": "even",
+    "recurrent_heads": "even",
+    "key_heads": "even",
+    "state_groups": "replicated",
     "vocab": "uneven",
 }
 
