@@ -206,7 +206,8 @@ class Dialect:
     default the same one. `norms` is where a block's norms stand, and `post_norms` the flag that
     makes a sandwich of them; `query_key_norm` is over what queries and keys are normed. `plan`
     gives every layer's kind. With `result_is_embed` the heads must together be as wide as the
-    model. ``head_dim`` is read with `own_head_dim`, and ``num_key_value_heads`` with
+    model. ``head_dim`` is read with `own_head_dim`; where it is not given, the heads share the
+    width, rounded down unless they `must_divide` it. ``num_key_value_heads`` is read with
     `own_kv_heads`.
     """
 
@@ -229,8 +230,9 @@ class Dialect:
     differential: bool = False
     plan: Plan = attrs.field(factory=_uniform)
     own_head_dim: bool = True
+    must_divide: bool = False
     own_kv_heads: bool = True
-    result_is_embed: bool = False
+    result_is_embed: str | bool = False
 
 
 _LAYER_NORM: Final = _layer_norm("layer_norm_eps")
@@ -238,7 +240,7 @@ _LAYER_NORM: Final = _layer_norm("layer_norm_eps")
 #: Every model type that `llama` reads; ``models/<type>/modeling_<type>.py`` is the source.
 DIALECTS: Final[dict[str, Dialect]] = {
     "apertus": Dialect(gated=False, query_key_norm="head"),
-    "arcee": Dialect(gated=False, feed_forward_bias="mlp_bias"),
+    "arcee": Dialect(must_divide=True, gated=False, feed_forward_bias="mlp_bias"),
     "bitnet": Dialect(inner_norms=True, result_is_embed=True),
     "cohere": Dialect(
         norm=_layer_norm("layer_norm_eps", bias=False),
@@ -253,19 +255,27 @@ DIALECTS: Final[dict[str, Dialect]] = {
         norm=_layer_norm("layer_norm_eps", bias=False), parallel=True, plan=_mixed(lambda _: False)
     ),
     "cwm": Dialect(
-        bias=False, feed_forward_bias="mlp_bias", plan=_mixed(lambda index: index % 4 != 0)
+        must_divide=True,
+        bias=False,
+        feed_forward_bias="mlp_bias",
+        plan=_mixed(lambda index: index % 4 != 0),
     ),
     "diffllama": Dialect(differential=True),
     "ernie4_5": Dialect(bias="use_bias", feed_forward_bias="use_bias"),
     "exaone4": Dialect(bias=False, norms="post", query_key_norm="head", plan=_exaone4),
     "gemma": Dialect(),
     "gemma2": Dialect(
+        must_divide=True,
         activation="hidden_activation",
         norms="sandwich",
         plan=_mixed(lambda index: index % 2 == 0),
     ),
     "gemma3_text": Dialect(
-        activation="hidden_activation", norms="sandwich", query_key_norm="head", plan=_gemma3
+        must_divide=True,
+        activation="hidden_activation",
+        norms="sandwich",
+        query_key_norm="head",
+        plan=_gemma3,
     ),
     "glm": Dialect(
         output_bias=False,
@@ -292,11 +302,13 @@ DIALECTS: Final[dict[str, Dialect]] = {
     ),
     "helium": Dialect(output_bias=False, feed_forward_bias="mlp_bias", result_is_embed=True),
     "hunyuan_v1_dense": Dialect(query_key_norm="head"),
-    "hyperclovax": Dialect(feed_forward_bias="mlp_bias", post_norms="use_post_norm"),
-    "internlm3": Dialect(feed_forward_bias="mlp_bias"),
-    "iquestcoder": Dialect(feed_forward_bias="mlp_bias"),
-    "jais2": Dialect(gated=False, feed_forward_bias="mlp_bias", norm=_LAYER_NORM),
-    "llama": Dialect(feed_forward_bias="mlp_bias"),
+    "hyperclovax": Dialect(
+        must_divide=True, feed_forward_bias="mlp_bias", post_norms="use_post_norm"
+    ),
+    "internlm3": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
+    "iquestcoder": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
+    "jais2": Dialect(must_divide=True, gated=False, feed_forward_bias="mlp_bias", norm=_LAYER_NORM),
+    "llama": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
     "ministral": Dialect(bias=False, plan=_ministral),
     "ministral3": Dialect(bias=False, plan=_windowed()),
     "mistral": Dialect(bias=False, plan=_windowed()),
@@ -333,6 +345,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
         query_key_norm="head",
         query_key_norms="qk_layernorm",
         plan=_uniform(0.5),
+        result_is_embed="qk_layernorm",
     ),
     "phi3": Dialect(bias=False, plan=_windowed(1.0)),
     "qwen2": Dialect(bias=True, output_bias=False, plan=_qwen),
@@ -358,7 +371,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
         plan=_windowed(),
     ),
     "vaultgemma": Dialect(
-        activation="hidden_activation", plan=_mixed(lambda index: index % 2 == 0)
+        must_divide=True, activation="hidden_activation", plan=_mixed(lambda index: index % 2 == 0)
     ),
 }
 
@@ -385,7 +398,10 @@ def llama(config: Config, name: str) -> ModelSpec:
         both = norm if dialect.query_key_norm_bias else attrs.evolve(norm, bias=False)
         options = {"query_norm": both, "key_norm": both, "norm_axes": dialect.query_key_norm}
     heads = config.required_size("num_attention_heads")
-    if not dialect.own_head_dim:
+    options["width"] = config.extra_size("head_dim") if dialect.own_head_dim else None
+    if options["width"] is None and not dialect.must_divide and dialect.own_head_dim:
+        options["width"] = config.required_size("hidden_size") // heads
+    elif options["width"] is None:
         options["width"] = head_dim(config.required_size("hidden_size"), heads)
     if not dialect.own_kv_heads:
         options["num_kv_heads"] = heads
@@ -409,7 +425,7 @@ def llama(config: Config, name: str) -> ModelSpec:
             differential=dialect.differential,
             **options,
         )
-        if dialect.result_is_embed:
+        if has(dialect.result_is_embed):
             _check_result(config, mixer)
         if parallel:
             return _parallel(norm, mixer, inner, own_norms=own_norms)

@@ -49,6 +49,7 @@ __all__ = [
     "ernie4_5_moe",
     "exaone_moe",
     "experts",
+    "flint",
     "glm4_moe",
     "gpt_oss",
     "granitemoe",
@@ -57,6 +58,7 @@ __all__ = [
     "hy_v3",
     "jetmoe",
     "llama4_text",
+    "mellum",
     "mimo_v2_flash",
     "minimax_m2",
     "mixtral",
@@ -343,11 +345,11 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
     )
 
 
-def _qwen_sparse(config: Config) -> list[bool]:
+def _qwen_sparse(config: Config, default: tuple[int, ...] = ()) -> list[bool]:
     """Return which layers have experts: every n-th, without those that are listed."""
     listed: Any = config.get("mlp_only_layers")
     if listed is None:
-        listed = []
+        listed = default
     if not isinstance(listed, list | tuple) or not all(type(index) is int for index in listed):
         raise InvalidValueError(
             "mlp_only_layers", listed, "must list indices of layers, or be null"
@@ -358,6 +360,52 @@ def _qwen_sparse(config: Config) -> list[bool]:
         some and index not in only and (index + 1) % step == 0
         for index in range(config.num_layers())
     ]
+
+
+def flint(config: Config, name: str) -> ModelSpec:
+    """Read a Flint: sinks, a shared expert, no positions in full layers.
+
+    Source: ``models/flint/configuration_flint.py``, ``modeling_flint.py``.
+    """
+    spans, last = _spans(config), config.num_layers() - 1
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config, "num_experts", shared=feed_forward(config, "shared_expert_intermediate_size")
+        ),
+        sparse=_qwen_sparse(config, default=(0, 1)),
+        kinds=window_kinds(config, lambda index: index > 1 and index % 4 != 1 and index != last),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config) if kind == SLIDING else None,
+            sinks=True,
+            **_head_norms(config, **_biases(config)),
+        ),
+    )
+
+
+def mellum(config: Config, name: str) -> ModelSpec:
+    """Read a Mellum: head norms, windows and experts as listed, by default all full and sparse.
+
+    Source: ``models/mellum/configuration_mellum.py``, ``modeling_mellum.py``.
+    """
+    spans = _spans(config)
+    thetas = {FULL: 500_000.0, SLIDING: 10_000.0}
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts"),
+        sparse=mlp_kinds(config, 0),
+        kinds=window_kinds(config, lambda _: False),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config, kind=kind, theta=thetas[kind]),
+            **_head_norms(config, **_biases(config)),
+        ),
+    )
 
 
 def glm4_moe(config: Config, name: str) -> ModelSpec:
