@@ -32,14 +32,19 @@ from llmcalc.huggingface.reading import (
     window_kinds,
     window_span,
 )
-from llmcalc.spec.attention import Attention
+from llmcalc.spec.attention import Attention, Indexer
 from llmcalc.spec.experts import AttentionExperts, Experts
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
 from llmcalc.spec.parts import Norm
-from llmcalc.spec.spans import Chunk, Full, Span, Window
+from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
+from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window
 
 __all__ = [
+    "minimax_m3_vl_text",
+    "laguna",
+    "kolibri1",
+    "flex_olmo",
     "afmoe",
     "aria_text",
     "cohere2_moe",
@@ -49,6 +54,7 @@ __all__ = [
     "ernie4_5_moe",
     "exaone_moe",
     "experts",
+    "doge",
     "flint",
     "glm4_moe",
     "gpt_oss",
@@ -172,6 +178,11 @@ def _attention(config: Config, **options: Any) -> Attention:
         heads = config.required_size("num_attention_heads")
         width = config.required_size("hidden_size") // heads
     return attention(config, width=width, **options)
+
+
+def _sandwich(norm: Norm, *parts: Part) -> Layer:
+    """Return a layer of blocks with a norm before and after each part."""
+    return Layer(blocks=tuple(Block(part=part, norm=norm, post_norm=norm) for part in parts))
 
 
 def _spans(config: Config) -> dict[str, Span]:
@@ -406,6 +417,35 @@ def mellum(config: Config, name: str) -> ModelSpec:
             **_head_norms(config, **_biases(config)),
         ),
     )
+
+
+def doge(config: Config, name: str) -> ModelSpec:
+    """Read a Doge: attention that keeps so many positions, maybe experts of one vector each.
+
+    Source: ``models/doge/configuration_doge.py``, ``modeling_doge.py``.
+    """
+    norm = rms_norm(config)
+    window = window_span(config)
+    bias = config.flag("attention_bias")
+    mixer = MaskedAttention(
+        attention=_attention(
+            config,
+            span=TopK(config.size("keep_window_size")) if window == Full() else window,
+            positions=rotary(config),
+            **_head_norms(config, **_biases(config)),
+        ),
+        bias=bias,
+    )
+    shared = feed_forward(config, bias=config.flag("mlp_bias"))
+    inner: Part = shared
+    if config.flag("is_moe"):
+        inner = RetrievedExperts(
+            num_experts=config.size("num_experts"),
+            experts_per_token=config.size("num_experts_per_tok"),
+            shared=shared,
+        )
+    layer = Layer(blocks=tuple(Block(part=part, norm=norm, scaled=True) for part in (mixer, inner)))
+    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
 
 
 def glm4_moe(config: Config, name: str) -> ModelSpec:
@@ -707,9 +747,6 @@ def afmoe(config: Config, name: str) -> ModelSpec:
     """
     spans = _spans(config)
 
-    def layer(norm: Norm, *parts: Part) -> Layer:
-        return Layer(blocks=tuple(Block(part=p, norm=norm, post_norm=norm) for p in parts))
-
     return mixture(
         config,
         name,
@@ -727,7 +764,7 @@ def afmoe(config: Config, name: str) -> ModelSpec:
             output_gate="element",
             **_head_norms(config, **_biases(config)),
         ),
-        layer=layer,
+        layer=_sandwich,
     )
 
 
@@ -826,3 +863,173 @@ def jetmoe(config: Config, name: str) -> ModelSpec:
     )
     layer = pre_norm(norm, mixer, routed)
     return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+
+
+def flex_olmo(config: Config, name: str) -> ModelSpec:
+    """Read a FlexOlmo, whose norms follow the blocks (``models/flex_olmo/modeling_flex_olmo.py``)."""
+
+    def layer(norm: Norm, *parts: Part) -> Layer:
+        return Layer(blocks=tuple(Block(part=part, post_norm=norm) for part in parts))
+
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts", "intermediate_size"),
+        mixer=lambda _: _attention(
+            config,
+            positions=rotary(config),
+            norm_axes="heads",
+            **_head_norms(config, **_biases(config)),
+        ),
+        layer=layer,
+    )
+
+
+def kolibri1(config: Config, name: str) -> ModelSpec:
+    """Read a Kolibri 1: sandwich norms; full layers, every fifth, have no positions.
+
+    Source: ``models/kolibri1/configuration_kolibri1.py``, ``modeling_kolibri1.py``.
+    """
+    spans = _spans(config)
+    everywhere = spans[SLIDING] == Full()
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config,
+            "num_experts",
+            shared=feed_forward(config, "shared_expert_intermediate_size"),
+        ),
+        kinds=window_kinds(config, lambda index: (index + 1) % 5 != 0),
+        mixer=lambda kind: _attention(
+            config,
+            span=spans[kind],
+            positions=rotary(config) if kind == SLIDING or everywhere else None,
+            **_head_norms(config),
+        ),
+        layer=_sandwich,
+    )
+
+
+def laguna(config: Config, name: str) -> ModelSpec:
+    """Read a Laguna: gated attention, perhaps with other numbers of heads in each layer.
+
+    Source: ``models/laguna/configuration_laguna.py``, ``modeling_laguna.py``.
+    """
+    layers = config.num_layers()
+    heads: Any = config.get("num_attention_heads_per_layer")
+    if heads is None:
+        heads = [config.required_size("num_attention_heads")] * layers
+    if not isinstance(heads, list | tuple) or len(heads) != layers:
+        raise InvalidValueError(
+            "num_attention_heads_per_layer", heads, f"must list one number for each of {layers}"
+        )
+    kinds = layer_kinds(config, layers, (FULL, SLIDING)) or [FULL] * layers
+    gating = config.get("gating")
+    if not isinstance(gating, bool | str):
+        raise InvalidValueError("gating", gating, "must be true, false or a string")
+    norm, spans, bias = rms_norm(config), _spans(config), config.flag("attention_bias")
+    kv_heads, width = config.required_size("num_key_value_heads"), config.size("head_dim")
+
+    def make(plan: tuple[Any, str, bool]) -> Layer:
+        queries, kind, has_experts = plan
+        mixer = Attention(
+            query_heads=queries,
+            kv_heads=kv_heads,
+            head_dim=width,
+            query_bias=bias,
+            key_bias=bias,
+            value_bias=bias,
+            output_bias=bias,
+            rotary=rotary(config, kind=kind, fraction=0.5 if kind == FULL else 1.0),
+            span=spans[kind],
+            query_norm=norm,
+            key_norm=norm,
+            output_gate="head" if gating in (True, "per-head") else "element",
+        )
+        if not has_experts:
+            return pre_norm(norm, mixer, feed_forward(config))
+        shared = feed_forward(config, "shared_expert_intermediate_size")
+        return pre_norm(
+            norm, mixer, experts(config, "num_experts", shared=shared, router_correction=True)
+        )
+
+    plans = zip(heads, kinds, mlp_kinds(config, 1), strict=True)
+    return assemble(config, name, each_once(plans, make), final_norm=norm)
+
+
+def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
+    """Read the language model of a MiniMax M3: some layers have an indexer of blocks.
+
+    A query attends the blocks that its indexer picks, counted here as whole
+    (``models/minimax_m3_vl/configuration_minimax_m3_vl.py``, ``modeling_minimax_m3_vl.py``).
+    """
+    layers = config.num_layers()
+    nested = (
+        config.section("sparse_attention_config") if "sparse_attention_config" in config else None
+    )
+
+    def index_size(field: str, original: str) -> int:
+        return (
+            config.size(field)
+            if nested is None or original not in nested
+            else nested.size(original)
+        )
+
+    kinds = layer_kinds(config, layers, ("minimax_m3_sparse", FULL))
+    if kinds is None and nested is not None and "sparse_attention_freq" in nested:
+        chosen = _flags(nested, "sparse_attention_freq", layers)
+        kinds = ["minimax_m3_sparse" if sparse else FULL for sparse in chosen]
+    sparse = mlp_kinds(config, 0)
+    if config.get("mlp_layer_types") is None and config.given("moe_layer_freq") is not None:
+        sparse = _flags(config, "moe_layer_freq", layers)
+    norm = rms_norm(config)
+
+    def mixer(kind: str) -> Part:
+        options: dict[str, Any] = {}
+        if kind != FULL:
+            options["indexer"] = Indexer(
+                heads=index_size("index_n_heads", "sparse_num_index_heads"),
+                head_dim=index_size("index_head_dim", "sparse_index_dim"),
+                key_norm=norm,
+                query_norm=norm,
+                weighted=False,
+            )
+            options["span"] = TopK(
+                index_size("index_block_size", "sparse_block_size")
+                * index_size("index_topk_blocks", "sparse_topk_blocks")
+            )
+        return _attention(
+            config, positions=rotary(config, fraction=0.5), **_head_norms(config, **options)
+        )
+
+    return mixture(
+        config,
+        name,
+        lambda: _always_silu(
+            experts(
+                config,
+                "num_local_experts",
+                "intermediate_size",
+                shared=FeedForward(
+                    inner_dim=config.size("shared_intermediate_size"),
+                    gated=True,
+                    activation="silu",
+                ),
+            )
+        ),
+        sparse=sparse,
+        dense=lambda: FeedForward(
+            inner_dim=config.size("dense_intermediate_size"), gated=True, activation="silu"
+        ),
+        kinds=kinds,
+        mixer=mixer,
+    )
+
+
+def _flags(config: Config, field: str, layers: int) -> list[bool]:
+    """Return one flag a layer, of a list of zeros and ones."""
+    flags: Any = config.get(field)
+    if not isinstance(flags, list | tuple) or len(flags) != layers:
+        raise InvalidValueError(field, flags, f"must list 0 or 1 for each of {layers} layers")
+    return [bool(one) for one in flags]

@@ -23,6 +23,7 @@ from llmcalc.spec.recurrent import (
     Mamba2,
     ShortConvolution,
 )
+from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.shared import SharedBlock
 from llmcalc.spec.spans import Chunk, Constant, Full, Span, TopK, Window
 
@@ -57,6 +58,7 @@ __all__ = [
     "LowRank",
     "Mamba",
     "Mamba2",
+    "MaskedAttention",
     "Mix",
     "ModelSpec",
     "Norm",
@@ -64,6 +66,7 @@ __all__ = [
     "Part",
     "PerLayerEmbedding",
     "PerLayerInput",
+    "RetrievedExperts",
     "Rotary",
     "Scale",
     "Scan",

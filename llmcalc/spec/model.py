@@ -19,12 +19,12 @@ from typing import Literal, Protocol
 
 import attrs
 
-from llmcalc.boundary import choice, instance_of, size, whole_number
+from llmcalc.boundary import choice, flag, instance_of, size, whole_number
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.feed_forward import Activation, FeedForward
-from llmcalc.spec.items import Item
+from llmcalc.spec.items import Item, Scale
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
 from llmcalc.spec.shared import SharedBlock
@@ -66,13 +66,15 @@ class Beside(Protocol):
 class Block:
     """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one.
 
-    `sum_norm` normalises the sum: ``sum_norm(x + part(x))``.
+    `sum_norm` normalises the sum: ``sum_norm(x + part(x))``. With `scaled` each element of ``x``
+    has a trained factor in it.
     """
 
     part: Part
     norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
     post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
     sum_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
+    scaled: bool = attrs.field(default=False, validator=flag)
 
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the block's items, under the group of the part and of the norms."""
@@ -85,6 +87,8 @@ class Block:
         if self.post_norm is not None:
             for item in self.post_norm.items(f"{group}_post_norm", (embed,)):
                 yield Entry(("norms", label), count, item)
+        if self.scaled:
+            yield Entry(("other", label), count, Scale(name=f"{group}_residual", axes=(embed,)))
         if self.sum_norm is not None:
             for item in self.sum_norm.items(f"{group}_sum_norm", (embed,)):
                 yield Entry(("norms", label), count, item)

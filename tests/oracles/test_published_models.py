@@ -53,6 +53,8 @@ JOINED: dict[str, tuple[str, ...]] = {
     "bitnet": ("feed_forward", "norms"),
     # norm_attn_norm holds the norms of the block
     "dbrx": ("attention", "norms"),
+    # the factors of residuals are input_residual and post_attention_residual
+    "doge": ("attention", "other"),
     # the router is mlp.gate.wg
     "hunyuan_v1_moe": ("feed_forward", "experts"),
     # the experts of attention are self_attention.experts, the bias of the others mlp.bias
