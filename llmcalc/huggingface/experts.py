@@ -866,7 +866,7 @@ def jetmoe(config: Config, name: str) -> ModelSpec:
 
 
 def flex_olmo(config: Config, name: str) -> ModelSpec:
-    """Read a FlexOlmo, whose norms follow the blocks (``models/flex_olmo/modeling_flex_olmo.py``)."""
+    """Read a FlexOlmo: norms follow the blocks (``models/flex_olmo/modeling_flex_olmo.py``)."""
 
     def layer(norm: Norm, *parts: Part) -> Layer:
         return Layer(blocks=tuple(Block(part=part, post_norm=norm) for part in parts))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.experts import dense_first, experts, mixture, mlp_kinds
@@ -23,11 +25,13 @@ from llmcalc.huggingface.reading import (
 )
 from llmcalc.spec.attention import Indexer, LatentAttention
 from llmcalc.spec.experts import Experts
-from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock
+from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import TopK
 
 __all__ = [
+    "axk1",
+    "axk2",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
@@ -153,11 +157,7 @@ def _indexed(config: Config, name: str, kinds: list[str]) -> ModelSpec:
     """Compose a model with sparse attention; the kind of a layer says whether it has an indexer."""
     config.rename("num_experts", "n_routed_experts")
     config.required_size("q_lora_rank")
-    indexer = Indexer(
-        heads=config.size("index_n_heads"),
-        head_dim=config.size("index_head_dim"),
-        norm=Norm(kind="layer", eps=1e-6),
-    )
+    indexer = _indexer(config)
     span = TopK(config.size("index_topk"))
     return mixture(
         config,
@@ -171,20 +171,30 @@ def _indexed(config: Config, name: str, kinds: list[str]) -> ModelSpec:
     )
 
 
-def minicpm3(config: Config, name: str) -> ModelSpec:
-    """Read a MiniCPM3: latent attention and a dense feed-forward.
+def _indexer(config: Config) -> Indexer:
+    """Compose the indexer of DeepSeek's fields."""
+    return Indexer(
+        heads=config.size("index_n_heads"),
+        head_dim=config.size("index_head_dim"),
+        key_norm=Norm(kind="layer", eps=1e-6),
+    )
 
-    Source: ``models/minicpm3/configuration_minicpm3.py``, ``modeling_minicpm3.py``.
+
+def minicpm3(config: Config, name: str) -> ModelSpec:
+    """Read a MiniCPM3 or a Youtu: latent attention and a dense feed-forward.
+
+    Source: ``models/minicpm3/configuration_minicpm3.py``, ``modeling_minicpm3.py``,
+    ``models/youtu``.
     """
     norm = rms_norm(config)
     value = config.optional_size("v_head_dim")
-    if value is None:
+    if value is None and config.model_type == "minicpm3":
         embed = config.required_size("hidden_size")
         value = head_dim(embed, config.required_size("num_attention_heads"))
     layer = pre_norm(
         norm,
         latent_attention(config, value_dim=value),
-        feed_forward(config, bias=config.flag("mlp_bias")),
+        feed_forward(config, bias=config.model_type == "minicpm3" and config.flag("mlp_bias")),
     )
     return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
 
@@ -231,3 +241,62 @@ def longcat_flash(config: Config, name: str) -> ModelSpec:
     return assemble(
         config, name, halves * layers, final_norm=norm, remarks=(remark,) if idle else ()
     )
+
+
+def axk1(config: Config, name: str) -> ModelSpec:
+    """Read an A.X K1, where a norm follows the experts (``models/axk1/modeling_axk1.py``)."""
+    config.required_size("q_lora_rank")
+
+    def layer(norm: Norm, mixer: Part, inner: Part) -> Layer:
+        after = norm if isinstance(inner, Experts) else None
+        return Layer(
+            blocks=(Block(part=mixer, norm=norm), Block(part=inner, norm=norm, post_norm=after))
+        )
+
+    return mixture(
+        config,
+        name,
+        lambda: _routed(config),
+        sparse=_axk_sparse(config),
+        mixer=lambda _: latent_attention(config),
+        layer=layer,
+    )
+
+
+def axk2(config: Config, name: str) -> ModelSpec:
+    """Read an A.X K2: an indexer, gated norms but before dense layers, gated attention.
+
+    Source: ``models/axk2/configuration_axk2.py``, ``modeling_axk2.py``.
+    """
+    config.required_size("q_lora_rank")
+    gated = attrs.evolve(rms_norm(config), gate_rank=config.size("gated_norm_rank"))
+
+    def layer(norm: Norm, mixer: Part, inner: Part) -> Layer:
+        before = gated if isinstance(inner, Experts) else norm
+        return Layer(blocks=(Block(part=mixer, norm=gated), Block(part=inner, norm=before)))
+
+    return mixture(
+        config,
+        name,
+        lambda: _routed(config),
+        sparse=_axk_sparse(config),
+        mixer=lambda _: latent_attention(
+            config,
+            span=TopK(config.size("index_topk")),
+            indexer=_indexer(config),
+            output_gate="latent",
+        ),
+        layer=layer,
+    )
+
+
+def _axk_sparse(config: Config) -> list[bool]:
+    """Return which layers have experts: every n-th from a first one on, unless listed."""
+    first = config.integer("first_k_dense_replace", 1)
+    every = config.integer("moe_layer_freq", 1)
+    if every < 1:
+        raise InvalidValueError("moe_layer_freq", every, "must be at least 1")
+    from_first = mlp_kinds(config, max(first, 0))
+    if config.get("mlp_layer_types") is not None:
+        return from_first
+    return [sparse and index % every == 0 for index, sparse in enumerate(from_first)]

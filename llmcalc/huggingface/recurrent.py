@@ -601,7 +601,7 @@ def _latent(
         norm=rms_norm(config),
         bias=config.flag("attention_bias"),
         rotary=positions,
-        output_gate=output_gate,
+        output_gate="head" if output_gate else None,
     )
 
 

@@ -39,6 +39,39 @@ class Rotary:
 
 
 @attrs.frozen(kw_only=True)
+class Indexer:
+    """The indexer of sparse attention: it scores all positions, of which a query attends a few.
+
+    `heads` small queries score one key of `head_dim` that is cached for each position. The
+    queries are made from the latent of the attention's queries, where there is one. The scores of
+    a position are summed with weights that the token gives; without `weighted` each head picks
+    for itself. The part's span says how many positions are attended.
+
+    Source: DeepSeek-AI, "DeepSeek-V3.2" (2025), section 2.1.
+    """
+
+    heads: int = attrs.field(validator=size)
+    head_dim: int = attrs.field(validator=size)
+    key_norm: Norm = attrs.field(validator=instance_of(Norm))
+    query_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
+    weighted: bool = attrs.field(default=True, validator=flag)
+
+    def items(self, embed: Axis, source: Axis) -> Iterator[Item]:
+        """Emit projections, the cache of keys and the scoring; queries are made from `source`."""
+        heads, head = Axis("index_heads", self.heads), Axis("index_dim", self.head_dim)
+        yield Linear(name="index_q", into=(source,), out=((heads, head),))
+        yield Linear(name="index_k", into=(embed,), out=((head,),))
+        if self.query_norm is not None:
+            yield from self.query_norm.items("index_q_norm", (head,))
+        yield from self.key_norm.items("index_k_norm", (head,))
+        if self.weighted:
+            yield Linear(name="index_weights", into=(embed,), out=((heads,),))
+        yield Cache(name="index_k", role="index", shape=(head,), span=Full())
+        score = Axis("index_score", 1 if self.weighted else 0)
+        yield Mix(name="index", heads=heads, query_key=head, value=score, span=Full())
+
+
+@attrs.frozen(kw_only=True)
 class Attention:
     """Softmax attention of `query_heads` queries over `kv_heads` keys and values.
 
@@ -53,8 +86,9 @@ class Attention:
     keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each
     over its own and the other's values (`differential`, with four vectors for the weight); a
     layer that reads another layer's cache, and has no keys and values of its own
-    (`shares_cache`). `transformers_cache` gives the heads and the span that transformers holds
-    where that is more than an engine holds.
+    (`shares_cache`); an indexer that picks what a `TopK` span attends
+    (`indexer`). `transformers_cache` gives the heads and the span that transformers holds where
+    that is more than an engine holds.
 
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
@@ -88,6 +122,7 @@ class Attention:
     output_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     value_is_key: bool = attrs.field(default=False, validator=flag)
     shares_cache: bool = attrs.field(default=False, validator=flag)
+    indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
     differential: bool = attrs.field(default=False, validator=flag)
     transformers_cache: tuple[int, Span] | None = None
 
@@ -130,16 +165,7 @@ class Attention:
             yield Linear(name="k", into=(embed,), out=((keys, head),), bias=self.key_bias)
             if not self.value_is_key:
                 yield Linear(name="v", into=(embed,), out=((keys, value),), bias=self.value_bias)
-        for name, norm, heads in (
-            ("q_norm", self.query_norm, queries),
-            ("k_norm", self.key_norm, keys),
-        ):
-            if norm is not None:
-                yield from norm.items(name, (head,) if self.norm_axes == "head" else (heads, head))
-        if self.sinks:
-            yield Scale(name="sinks", axes=(queries,))
-        if self.differential:
-            yield Scale(name="difference", axes=(Axis("vectors", 4), head))
+        yield from self._before_mixing(embed, queries, keys, head)
         if not self.shares_cache:
             for name, width in (("k", head), ("v", value)):
                 yield Cache(
@@ -165,32 +191,20 @@ class Attention:
         heads, span = self.transformers_cache
         return (((Axis("kv_heads", heads), width), span),)
 
-
-@attrs.frozen(kw_only=True)
-class Indexer:
-    """The indexer of sparse attention: it scores all positions, of which a query attends a few.
-
-    `heads` small queries, made from the latent of the queries, score one key of `head_dim` that
-    is cached for each position; the scores of a position are summed with weights that the token
-    gives. The part's span says how many positions are attended.
-
-    Source: DeepSeek-AI, "DeepSeek-V3.2" (2025), section 2.1.
-    """
-
-    heads: int = attrs.field(validator=size)
-    head_dim: int = attrs.field(validator=size)
-    norm: Norm = attrs.field(validator=instance_of(Norm))
-
-    def items(self, embed: Axis, latent: Axis) -> Iterator[Item]:
-        """Emit projections, the cache of keys and the scoring."""
-        heads, head = Axis("index_heads", self.heads), Axis("index_dim", self.head_dim)
-        yield Linear(name="index_q", into=(latent,), out=((heads, head),))
-        yield Linear(name="index_k", into=(embed,), out=((head,),))
-        yield from self.norm.items("index_k_norm", (head,))
-        yield Linear(name="index_weights", into=(embed,), out=((heads,),))
-        yield Cache(name="index_k", role="index", shape=(head,), span=Full())
-        score = Axis("index_score", 1)
-        yield Mix(name="index", heads=heads, query_key=head, value=score, span=Full())
+    def _before_mixing(self, embed: Axis, queries: Axis, keys: Axis, head: Axis) -> Iterator[Item]:
+        """Emit what stands between projections and mixing."""
+        for name, norm, heads in (
+            ("q_norm", self.query_norm, queries),
+            ("k_norm", self.key_norm, keys),
+        ):
+            if norm is not None:
+                yield from norm.items(name, (head,) if self.norm_axes == "head" else (heads, head))
+        if self.sinks:
+            yield Scale(name="sinks", axes=(queries,))
+        if self.indexer is not None:
+            yield from self.indexer.items(embed, embed)
+        if self.differential:
+            yield Scale(name="difference", axes=(Axis("vectors", 4), head))
 
 
 @attrs.frozen(kw_only=True)
@@ -202,7 +216,10 @@ class LatentAttention:
     value has `value_dim`. With `query_latent_dim` queries come from a latent of their own,
     without from one full projection. `bias` is that of the projections down to the latents and
     of the output. With an `indexer` the positions to attend are picked; a layer whose `span` is
-    `TopK` without one uses the choice of another layer. `output_gate` weighs each head's result.
+    `TopK` without one uses the choice of another layer. `sinks` is a learned sink score for
+    each head. `output_gate` weighs the heads' results, by a projection of the input with one
+    output for each head or for each element, or for each element by the projection that gives
+    the queries, which then reads the queries' latent before and after its norm (``"latent"``).
 
     Source: DeepSeek-AI, "DeepSeek-V2" (2024), section 2.1.
 
@@ -228,7 +245,10 @@ class LatentAttention:
     rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
     span: Span = attrs.field(default=Full())
     indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
-    output_gate: bool = attrs.field(default=False, validator=flag)
+    sinks: bool = attrs.field(default=False, validator=flag)
+    output_gate: Literal["head", "element", "latent"] | None = attrs.field(
+        default=None, validator=_optional(one_of("head", "element", "latent"))
+    )
 
     @property
     def label(self) -> str:
@@ -236,9 +256,10 @@ class LatentAttention:
         return "latent" if self.indexer is None else "indexed latent"
 
     def __attrs_post_init__(self) -> None:
-        if self.indexer is not None and self.query_latent_dim is None:
+        reads = self.indexer is not None or self.output_gate == "latent"
+        if reads and self.query_latent_dim is None:
             raise InvalidValueError(
-                "query_latent_dim", None, "must be given: an indexer reads the latent of queries"
+                "query_latent_dim", None, "must be given where an indexer or a gate reads it"
             )
 
     def check_width(self, embed_dim: int) -> None:
@@ -256,7 +277,11 @@ class LatentAttention:
             compressed = Axis("query_latent", self.query_latent_dim)
             yield Linear(name="q_a", into=(embed,), out=((compressed,),), bias=self.bias)
             yield from self.norm.items("q_a_norm", (compressed,))
-            yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
+            if self.output_gate == "latent":
+                both = Axis("query_latent", 2 * self.query_latent_dim)
+                yield Linear(name="q_gate", into=(both,), out=((heads, query_key), (heads, value)))
+            else:
+                yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
             if self.indexer is not None:
                 yield from self.indexer.items(embed, compressed)
         yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
@@ -264,6 +289,8 @@ class LatentAttention:
         yield Linear(
             name="kv_b", into=(latent,), out=((heads, nope), (heads, value)), tokens="latent"
         )
+        if self.sinks:
+            yield Scale(name="sinks", axes=(heads,))
         yield Cache(name="latent", role="latent", shape=(latent,), span=self.span)
         yield Cache(name="rope", role="latent", shape=(rope,), span=self.span)
         cached = Axis("latent_and_rope", self.latent_dim + self.rope_dim)
@@ -275,6 +302,7 @@ class LatentAttention:
             span=self.span,
             absorbed=(cached, latent),
         )
-        if self.output_gate:
-            yield Linear(name="gate", into=(embed,), out=((heads,),))
+        if self.output_gate in {"head", "element"}:
+            gates = (heads,) if self.output_gate == "head" else (heads, value)
+            yield Linear(name="gate", into=(embed,), out=(gates,))
         yield Linear(name="o", into=(heads, value), out=((embed,),), bias=self.bias)

@@ -27,7 +27,8 @@ class Norm:
     """A norm over the last axis: ``"rms"`` (a weight) or ``"layer"`` (a weight and a bias).
 
     `bias` is `None` for the kind's usual bias; a norm that is not `elementwise` has no parameters
-    at all. `eps` is only read by executable models.
+    at all. With `gate_rank` the result is gated by itself, through two matrices of that rank. `eps`
+    is only read by executable models.
 
     >>> from llmcalc.spec import Axis, Norm
     >>> [item.name for item in Norm(kind="layer").items("final_norm", (Axis("embed", 8),))]
@@ -38,6 +39,7 @@ class Norm:
     bias: bool | None = None
     eps: float = 1e-5
     elementwise: bool = attrs.field(default=True, validator=flag)
+    gate_rank: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
 
     @property
     def has_bias(self) -> bool:
@@ -51,6 +53,10 @@ class Norm:
             yield Scale(name=f"{name}.weight", axes=axes)
         if self.has_bias:
             yield Scale(name=f"{name}.bias", axes=axes)
+        if self.gate_rank is not None:
+            rank = Axis("gate_rank", self.gate_rank)
+            yield Linear(name=f"{name}.gate_down", into=axes, out=((rank,),))
+            yield Linear(name=f"{name}.gate_up", into=(rank,), out=(axes,))
 
 
 @attrs.frozen(kw_only=True)

@@ -51,6 +51,8 @@ JOINED: dict[str, tuple[str, ...]] = {
     "afmoe": ("feed_forward", "experts"),
     # the feed-forward's inner norm is mlp.ffn_sub_norm
     "bitnet": ("feed_forward", "norms"),
+    # the gates of norms are input_layernorm.mlp and post_attention_layernorm.mlp
+    "axk2": ("attention", "feed_forward", "norms"),
     # norm_attn_norm holds the norms of the block
     "dbrx": ("attention", "norms"),
     # the factors of residuals are input_residual and post_attention_residual
