@@ -91,6 +91,8 @@ class KVCache:
         self.keys = tuple(keys)
         self.values = tuple(values)
         self.lengths = tuple(lengths)
+        #: (K, D) of every layer.
+        self.heads = tuple(tuple(key.shape[2:]) for key in keys)
         #: The same tensors as attention reads them, (B * K, capacity, D).
         self._views = tuple(
             (key.flatten(1, 2).transpose(0, 1), value.flatten(1, 2).transpose(0, 1))
@@ -121,21 +123,18 @@ class KVCache:
         )
 
     def _append(
-        self, layer: int, keys: Tensor, values: Tensor, counts: Sequence[int]
+        self, layer: int, keys: Tensor, values: Tensor, step: _Pass
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values (B, K, T, D) of one layer; view all (B * K, L, D)."""
-        first = self.lengths[0]
-        end = max(map(sum, zip(self.lengths, counts, strict=True)))
-        uniform = _uniform(self.lengths, counts)
+        """Write the new keys and values (B, T, K, D) of one layer; view all (B * K, L, D)."""
         for store, fresh in ((self.keys[layer], keys), (self.values[layer], values)):
-            tokens = fresh.permute(2, 0, 1, 3)
-            if uniform:
-                store[first:end] = tokens
+            tokens = fresh.transpose(0, 1)
+            if step.uniform:
+                store[step.past[0] : step.end] = tokens
             else:
-                for row, (start, count) in enumerate(zip(self.lengths, counts, strict=True)):
+                for row, (start, count) in enumerate(zip(step.past, step.counts, strict=True)):
                     store[start : start + count, row] = tokens[:count, row]
         held_keys, held_values = self._views[layer]
-        return held_keys[:, :end], held_values[:, :end]
+        return held_keys[:, : step.end], held_values[:, : step.end]
 
 
 @attrs.frozen(eq=False)
@@ -164,28 +163,49 @@ class AttentionLayer(nn.Module):
         self.W_v = nn.Linear(width, keys, bias=part.value_bias)
         self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
         self.has_output = part.output
-        self.rotate = part.rotary is not None
+        # A tensor, because it multiplies faster than a number does.
+        self.scale = torch.tensor(part.head_dim**-0.5, dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
-        """Mix the new tokens ``x`` (B, T, E) with what came before them."""
+        """Mix the new tokens ``x`` (B * T, E) with what came before them."""
         part: Any = self._modules
-        q = self._split(_linear(x, part["W_q"]), self.heads, step)  # (B, H, T, D)
-        k = self._split(_linear(x, part["W_k"]), self.kv_heads, step)  # (B, K, T, D)
-        v = _heads(_linear(x, part["W_v"]), self.kv_heads)  # (B, K, T, D)
-        if step.cache is None:
-            keys, values = k.flatten(0, 1), v.flatten(0, 1)  # (B * K, T, D)
+        shape = step.batch, step.new, -1, self.head_dim
+        q = _linear(x, part["W_q"]).view(shape)  # (B, T, H, D)
+        k = _linear(x, part["W_k"]).view(shape)  # (B, T, K, D)
+        v = _linear(x, part["W_v"]).view(shape)  # (B, T, K, D)
+        if step.turn is not None:
+            q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
+        if step.cache is None:  # (B * K, T, D)
+            keys, values = k.transpose(1, 2).flatten(0, 1), v.transpose(1, 2).flatten(0, 1)
         else:  # (B * K, L, D)
-            keys, values = step.cache._append(layer, k, v, step.counts)  # noqa: SLF001
-        mixed = step.attend(q, keys, values)  # (B, H, T, D)
-        joined = _joined(mixed)  # (B, T, H * D)
-        return _linear(joined, part["W_o"]) if self.has_output else joined
+            keys, values = step.cache._append(layer, k, v, step)  # noqa: SLF001
+        mixed = self._attend(q, keys, values, step)  # (B * T, H * D)
+        return _linear(mixed, part["W_o"]) if self.has_output else mixed
 
-    def _split(self, x: Tensor, heads: int, step: _Pass) -> Tensor:
-        x = _heads(x, heads)
-        if not self.rotate:
-            return x
-        low, high = x.chunk(2, dim=-1)
-        return x * step.cos + torch.cat((-high, low), dim=-1) * step.sin
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: _Pass) -> Tensor:
+        """Attend with queries (B, T, H, D) to keys and values (B * K, L, D)."""
+        if step.new > 1 and not step.explicit:
+            whole = step.uniform and step.end == step.new
+            mixed = F.scaled_dot_product_attention(
+                q.transpose(1, 2),
+                keys.view(step.batch, -1, *keys.shape[1:]),
+                values.view(step.batch, -1, *values.shape[1:]),
+                attn_mask=None if whole else step.mask,
+                is_causal=whole,
+                enable_gqa=self.heads != self.kv_heads,
+            )
+            return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+        # The G query heads of a group are G rows of queries to one KV head.
+        rows = q if step.new == 1 else q.transpose(1, 2)
+        rows = (rows * self.scale).reshape(keys.shape[0], -1, self.head_dim)  # (B * K, G * T, D)
+        scores = torch.bmm(rows, keys.transpose(1, 2))  # (B * K, G * T, L)
+        if step.mask is not None:
+            grid = scores.view(step.batch, self.heads, step.new, -1)
+            scores = grid.masked_fill(~step.mask, float("-inf")).view_as(scores)
+        mixed = torch.bmm(scores.softmax(dim=-1), values)  # (B * K, G * T, D)
+        if step.new > 1:
+            mixed = mixed.view(step.batch, self.heads, step.new, -1).transpose(1, 2)
+        return mixed.reshape(step.batch * step.new, -1)
 
 
 class FeedForwardLayer(nn.Module):
@@ -201,7 +221,7 @@ class FeedForwardLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the part to every token of ``x`` (B, T, E)."""
+        """Apply the part to every token of ``x`` (B * T, E)."""
         part: Any = self._modules
         inner = _linear(x, part["fc1"])
         if self.gated:
@@ -218,7 +238,8 @@ class NormLayer(nn.Module):
         super().__init__()
         self.kind, self.eps, self.shape = part.kind, part.eps, (width,)
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if part.has_bias else None
+        bias = nn.Parameter(torch.zeros(width)) if part.has_bias else None
+        self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
@@ -243,18 +264,16 @@ class DecoderLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
-        """Apply the layer to the new tokens ``x`` (B, T, E)."""
+        """Apply the layer to the new tokens ``x`` (B * T, E)."""
         part: Any = self._modules
-        mixed = part["attention"](_normed(x, part["norm1"]), step, layer)
+        mixed = part["attention"](_normed(x, part.get("norm1")), step, layer)
         x = x + _dropout(mixed, self)
-        inner = part["feed_forward"](_normed(x, part["norm2"]))
+        inner = part["feed_forward"](_normed(x, part.get("norm2")))
         return x + _dropout(inner, self)
 
 
 class _Pass:
-    """What all layers of one forward pass share: cache, positions and the mask."""
-
-    __slots__ = ("cache", "cos", "counts", "explicit", "mask", "past", "sin")
+    """What all layers of one forward pass share: cache, sizes, positions and the mask."""
 
     def __init__(
         self,
@@ -264,44 +283,26 @@ class _Pass:
         explicit: bool,
         device: torch.device,
     ) -> None:
-        new = max(counts)
         self.cache = cache
-        self.counts = counts
-        self.past = (0,) * len(counts) if cache is None else cache.lengths
         self.explicit = explicit
-        self.cos: Tensor
-        self.sin: Tensor
+        #: Tokens of each row before the pass, and new ones; T is the most of them.
+        self.past: Sequence[int] = (0,) * len(counts) if cache is None else cache.lengths
+        self.counts = counts
+        self.batch, self.new = len(counts), max(counts)
+        self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
+        #: L, the most tokens that any row attends.
+        self.end = max(self.ends)
+        #: Whether all rows are equally long: then no row needs a mask of its own.
+        self.uniform = len({*self.past}) == len({*counts}) == 1
+        #: Cosines and sines of rotary positions, (T, 1, D) or (B, T, 1, D).
+        self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
         self.mask: Tensor | None = None
-        if not _uniform(self.past, counts):
-            total = max(map(sum, zip(self.past, counts, strict=True)))
+        if not self.uniform:
             rows = torch.tensor(self.past, device=device)[:, None, None]
-            self.mask = _causal(rows + torch.arange(new, device=device), total)
-        elif new > 1:
-            total = self.past[0] + new
-            self.mask = _causal(torch.arange(self.past[0], total, device=device), total)
-
-    def attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attend with queries (B, H, T, D) to keys and values (B * K, L, D); give (B, H, T, D)."""
-        batch, heads, new, width = q.shape
-        if not self.explicit and new > 1:
-            whole = self.mask is not None and self.mask.dim() == 2 and keys.shape[1] == new
-            return F.scaled_dot_product_attention(
-                q,
-                keys.view(batch, -1, *keys.shape[1:]),
-                values.view(batch, -1, *values.shape[1:]),
-                attn_mask=None if whole else self.mask,
-                is_causal=whole,
-                enable_gqa=heads * batch != keys.shape[0],
-            )
-        # The G query heads of a group are G rows of queries to one KV head.
-        q = q.reshape(keys.shape[0], -1, width)  # (B * K, G * T, D)
-        scores = torch.bmm(q, keys.transpose(1, 2)) * width**-0.5  # (B * K, G * T, L)
-        if self.mask is not None:
-            grid = scores.view(batch, heads, new, -1)
-            scores = grid.masked_fill(~self.mask, float("-inf")).view_as(scores)
-        weights = scores.softmax(dim=-1)
-        return torch.bmm(weights, values).view(batch, heads, new, width)
+            self.mask = _causal(rows + torch.arange(self.new, device=device), self.end)
+        elif self.new > 1:
+            self.mask = _causal(torch.arange(self.past[0], self.end, device=device), self.end)
 
 
 class TinyDecoder(nn.Module):
@@ -374,6 +375,8 @@ class TinyDecoder(nn.Module):
             else:
                 nn.init.constant_(weight, float("norm" in name and name.endswith("weight")))
         self._positions = positions
+        parts = [layer.attention for layer in self._decoder_layers]
+        self._heads = tuple((part.kv_heads, part.head_dim) for part in parts)
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def new_cache(self, *, batch: int = 1, capacity: int) -> KVCache:
@@ -392,11 +395,11 @@ class TinyDecoder(nn.Module):
             keys, values = (
                 [
                     torch.zeros(
-                        (tokens, rows, layer.attention.kv_heads, layer.attention.head_dim),
+                        (tokens, rows, kv_heads, head_dim),
                         dtype=weight.dtype,
                         device=weight.device,
                     )
-                    for layer in self._decoder_layers
+                    for kv_heads, head_dim in self._heads
                 ]
                 for _ in range(2)
             )
@@ -435,35 +438,31 @@ class TinyDecoder(nn.Module):
         """Run the layers on checked arguments."""
         step = _Pass(cache, counts, explicit=self.explicit, device=input_ids.device)
         table = self.token_embedding.weight
-        x = F.embedding(input_ids, table)  # (B, T, E)
-        x = _dropout(self._place(x, step), self)
+        x = _dropout(self._place(F.embedding(input_ids, table), step), self)  # (B, T, E)
+        x = x.view(-1, x.shape[-1])  # (B * T, E): products of matrices start sooner than of stacks
         for index, layer in enumerate(self._decoder_layers):
             x = layer(x, step, index)
-        if last_only and x.shape[1] > 1:
-            x = x[torch.arange(len(counts)), torch.tensor(counts) - 1, None]
-        x = _normed(x, self._modules["norm"])
+        if last_only and step.new > 1:
+            ends = torch.tensor(counts, device=x.device) - 1
+            x = x[ends + torch.arange(0, step.new * step.batch, step.new, device=x.device)]
+        x = _normed(x, self._modules.get("norm"))
         head = self.output_projection
         logits = F.linear(x, table if self.spec.head.tied else head.weight, head.bias)
         if cache is not None:
-            cache.lengths = tuple(map(sum, zip(cache.lengths, counts, strict=True)))
-        return logits
+            cache.lengths = step.ends
+        return logits.view(step.batch, -1, logits.shape[-1])
 
     def _place(self, x: Tensor, step: _Pass) -> Tensor:
-        """Add learned positions to ``x``, or put the rotary ones into the pass."""
-        past, counts, new = step.past, step.counts, x.shape[1]
-        ends = [p + c for p, c in zip(past, counts, strict=True)]
-        uniform = _uniform(past, counts)
-        where: slice | Tensor = slice(past[0], past[0] + new)
-        if not uniform:  # padding stays on its row's last position: its result means nothing
-            positions = torch.tensor(past)[:, None] + torch.arange(new)
-            where = torch.minimum(positions, torch.tensor(ends)[:, None] - 1)
+        """Add learned positions to ``x`` (B, T, E), or put the rotary ones into the pass."""
+        where: slice | Tensor = slice(step.past[0], step.end)
+        if not step.uniform:  # padding stays on its row's last position: its result means nothing
+            positions = torch.tensor(step.past)[:, None] + torch.arange(step.new)
+            where = torch.minimum(positions, torch.tensor(step.ends)[:, None] - 1)
         if self.pos_embedding is not None:
             return x + self.pos_embedding.weight[where]
         if self._positions is not None:
-            cos, sin = self._rotary_tables(*self._positions, max(ends))
-            step.cos, step.sin = cos[where], sin[where]  # (T, D), or (B, T, D)
-            if not uniform:
-                step.cos, step.sin = step.cos[:, None], step.sin[:, None]  # the same in all heads
+            cos, sin = self._rotary_tables(*self._positions, step.end)
+            step.turn = cos[where].unsqueeze(-2), sin[where].unsqueeze(-2)
         return x
 
     def _rotary_tables(
@@ -677,13 +676,10 @@ class TinyDecoder(nn.Module):
             raise InvalidValueError("cache", cache, "must be a KVCache")
         if cache.batch != batch:
             raise InvalidValueError("cache", cache.batch, f"must be for {batch} rows")
-        expected = [
-            (cache.capacity, batch, layer.attention.kv_heads, layer.attention.head_dim)
-            for layer in self._decoder_layers
-        ]
-        given = [tuple(tensor.shape) for tensor in cache.keys]
-        if given != expected:
-            raise InvalidValueError("cache", given, f"must have the model's shapes {expected}")
+        if cache.heads != self._heads:
+            raise InvalidValueError(
+                "cache", cache.heads, f"must have the model's heads and widths {self._heads}"
+            )
         weight, held = self.token_embedding.weight, cache.keys[0]
         if held.dtype != weight.dtype or held.device != weight.device:
             raise InvalidValueError(
@@ -720,11 +716,6 @@ def _causal(queries: Tensor, keys: int) -> Tensor:
     return torch.arange(keys, device=queries.device) <= queries[..., None]
 
 
-def _uniform(past: Sequence[int], counts: Sequence[int]) -> bool:
-    """Whether all rows are equally long, before and after: then no row needs a mask of its own."""
-    return len({*past}) == len({*counts}) == 1
-
-
 # Submodules and parameters are looked up in their dictionaries where each step does it: nn.Module's
 # own lookup takes a microsecond, which is as long as a small matrix product.
 
@@ -741,20 +732,10 @@ def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
     return result
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    """Split (B, T, heads * D) into (B, heads, T, D)."""
-    batch, new, _ = x.shape
-    if new == 1:
-        return x.view(batch, heads, 1, -1)
-    return x.view(batch, new, heads, -1).transpose(1, 2)
-
-
-def _joined(x: Tensor) -> Tensor:
-    """Join (B, heads, T, D) to (B, T, heads * D)."""
-    batch, _, new, _ = x.shape
-    if new == 1:
-        return x.view(batch, 1, -1)
-    return x.transpose(1, 2).flatten(2)
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of elements (i, i + D / 2) of ``x`` (B, T, heads, D) by its position."""
+    low, high = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
 def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -> Tensor:
@@ -779,6 +760,8 @@ def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
         rotary = attention.rotary
         if rotary is not None and rotary.scaling is not None:
             raise InvalidValueError("rotary", rotary.scaling, f"{_RULE}: scaled positions")
+        if rotary is not None and rotary.fraction != 1:
+            raise InvalidValueError("rotary", rotary.fraction, f"{_RULE}: a part of each head")
         positions.add(None if rotary is None else (rotary, attention.head_dim))
     if len(positions) > 1:
         raise InvalidValueError("rotary", positions, f"{_RULE}: layers differ in their positions")
@@ -794,6 +777,8 @@ def _check_layer(layer: Layer) -> Attention:
         ):
             for part in (first, attention, first.norm, second, feed_forward, second.norm):
                 _check_part(part)
+            if feed_forward.activation not in _ACTIVATIONS:
+                raise InvalidValueError("activation", feed_forward.activation, _RULE)
             return attention
     names = [type(part).__name__ for part in layer.parts]
     raise InvalidValueError(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,15 +115,22 @@ class TextbookDecoder(nn.Module):
         return ids
 
 
-def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each call; the calls take turns."""
+def medians(
+    calls: dict[str, Callable[[], object]], repeats: int, *, burst: int = 1
+) -> dict[str, float]:
+    """Return the median seconds of each call. The calls take turns, `burst` in a row each.
+
+    Steps of a generation follow each other, so that the next one finds in the processor's cache
+    what the last one left there; a burst does the same. Its first call is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for run in range(repeats + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if run:
-                seconds[name].append(time.perf_counter() - start)
+            for number in range(burst):
+                start = time.perf_counter()
+                call()
+                if run and (number or burst == 1):
+                    seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -133,9 +141,9 @@ def generations(decoder: TinyDecoder, textbook: TextbookDecoder) -> None:
     for length in (10, 50, 100, 500, 1000):
         ids = torch.randint(1000, (1, length), generator=torch.Generator().manual_seed(length))
         calls: dict[str, Callable[[], object]] = {
-            "cached": lambda ids=ids: decoder.generate(ids, NEW_TOKENS),
-            "own": lambda ids=ids: decoder.generate(ids, NEW_TOKENS, use_cache=False),
-            "textbook": lambda ids=ids: textbook.generate(ids, NEW_TOKENS),
+            "cached": partial(decoder.generate, ids, NEW_TOKENS),
+            "own": partial(decoder.generate, ids, NEW_TOKENS, use_cache=False),
+            "textbook": partial(textbook.generate, ids, NEW_TOKENS),
         }
         times = medians(calls, 7 if length >= 500 else 15)
         cached = times["cached"]
@@ -145,25 +153,26 @@ def generations(decoder: TinyDecoder, textbook: TextbookDecoder) -> None:
         print(f"{length:>8}{1e3 * cached:>10.2f}{own:>20}{book:>20}")
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the operators that PyTorch dispatches, views apart: they touch no data."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
-    def __torch_dispatch__(  # noqa: D105
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += 1
         return func(*args, **(kwargs or {}))
 
 
-def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int = 1000) -> None:
+def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
     """Print the time of one decode step beside a textbook step and the machine's limit."""
     ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
     token = ids[:, :1]
     cache = decoder.new_cache(batch=1, capacity=context + 1)
+    weights = memory.weight_bytes(SPEC, weights="fp32")
+    read = weights.total - weights["embeddings"].total + 2 * 4 * 256
+    read += memory.kv_cache_bytes(SPEC, context=context + 1, kv="fp32").total
     with torch.inference_mode():
         decoder(ids, cache=cache, last_only=True)
         _, past = textbook(ids)
@@ -174,42 +183,34 @@ def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int = 1000) -
 
         with _Operators() as operators:
             own()
-        wide = torch.randn(1024, 256)
+        # As many bytes as the step reads, so that they lie as far away as its own.
+        wide = [torch.randn(1024, 256) for _ in range(round(read / 2**20))]
         row, one = torch.randn(1, 256), torch.randn(1, 1)
-        burst = 20  # so that the clock costs nothing
 
         def linear() -> None:
-            for _ in range(burst):
-                F.linear(row, wide)
+            for matrix in wide:
+                F.linear(row, matrix)
 
         def dispatch() -> None:
-            for _ in range(burst):
+            for _ in range(100):
                 F.linear(one, one)
 
-        times = medians(
-            {
-                "own": own,
-                "textbook": lambda: textbook(token, past),
-                "linear": linear,
-                "dispatch": dispatch,
-            },
-            400,
-        )
-    one_operator = times["dispatch"] / burst
-    bandwidth = wide.nbytes / (times["linear"] / burst - one_operator)
-    weights = memory.weight_bytes(SPEC, weights="fp32")
-    read = weights.total - weights["embeddings"].total + 2 * 4 * 256
-    read += memory.kv_cache_bytes(SPEC, context=context + 1, kv="fp32").total
+        calls: dict[str, Callable[[], object]] = {
+            "own": own,
+            "textbook": lambda: textbook(token, past),
+            "linear": linear,
+            "dispatch": dispatch,
+        }
+        times = medians(calls, 20, burst=20)
+    one_operator = times["dispatch"] / 100
+    bandwidth = len(wide) * 2**20 / (times["linear"] - len(wide) * one_operator)
     floor = read / bandwidth + operators.count * one_operator
-    print(f"\none decode step at context {context}, microseconds")
-    print(f"  own                   {1e6 * times['own']:8.1f}")
-    print(f"  textbook, torch.cat   {1e6 * times['textbook']:8.1f}")
-    print(f"  own / textbook        {times['own'] / times['textbook']:8.2f}")
     print(
-        f"  floor                 {1e6 * floor:8.1f}  ({read} B at {bandwidth / 1e9:.1f} GB/s"
-        f" + {operators.count} operators of {1e6 * one_operator:.2f})"
+        f"{context:>8}{1e6 * times['own']:>10.0f}{1e6 * times['textbook']:>10.0f}"
+        f"{times['own'] / times['textbook']:>8.2f}{1e6 * floor:>10.0f}"
+        f"{times['own'] / floor:>8.2f}   {read / 1e6:.1f} MB at {bandwidth / 1e9:.1f} GB/s,"
+        f" {operators.count} operators of {1e6 * one_operator:.2f}"
     )
-    print(f"  own / floor           {times['own'] / floor:8.2f}")
 
 
 def capacities(decoder: TinyDecoder, context: int = 500) -> None:
@@ -226,7 +227,7 @@ def capacities(decoder: TinyDecoder, context: int = 500) -> None:
                 cache.lengths = (context,)
 
             calls[str(capacity)] = call
-        times = medians(calls, 300)
+        times = medians(calls, 20, burst=20)
     print(f"\none decode step at context {context} by capacity, microseconds")
     for capacity_name, seconds in times.items():
         print(f"  {capacity_name:>6} {1e6 * seconds:8.1f}")
@@ -242,7 +243,10 @@ def main() -> None:
     if not torch.equal(decoder.generate(ids, 20), textbook.generate(ids, 20)):
         raise SystemExit("the textbook decoder gives other tokens")
     generations(decoder, textbook)
-    step(decoder, textbook)
+    print("\none decode step, microseconds")
+    print(f"{'context':>8}{'own':>10}{'textbook':>10}{'ratio':>8}{'floor':>10}{'ratio':>8}")
+    for context in (250, 500, 1000, 2000):
+        step(decoder, textbook, context)
     capacities(decoder)
 
 

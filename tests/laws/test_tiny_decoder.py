@@ -161,9 +161,9 @@ def test_the_cache_law_fails_when_positions_are_not_offset(
     place = TinyDecoder._place
 
     def from_zero(self: TinyDecoder, x: Tensor, step: Any) -> Tensor:
-        past, step.past = step.past, (0,) * len(step.past)
-        result = place(self, x, step)
-        step.past = past
+        moved = tiny_decoder._Pass(None, step.counts, explicit=False, device=x.device)
+        result = place(self, x, moved)
+        step.turn = moved.turn
         return result
 
     monkeypatch.setattr(TinyDecoder, "_place", from_zero)
@@ -186,9 +186,9 @@ def test_a_decode_step_reads_one_token_and_writes_one_slot(
     widths: list[int] = []
     append = tiny_decoder.KVCache._append
 
-    def recorded(self: Any, layer: int, keys: Tensor, values: Tensor, counts: Any) -> Any:
-        widths.append(keys.shape[2])
-        return append(self, layer, keys, values, counts)
+    def recorded(self: Any, layer: int, keys: Tensor, values: Tensor, step: Any) -> Any:
+        widths.append(keys.shape[1])
+        return append(self, layer, keys, values, step)
 
     monkeypatch.setattr(tiny_decoder.KVCache, "_append", recorded)
     decoder.generate(prompt(decoder.spec, 10), 4)
