@@ -26,20 +26,21 @@ fragmentation or the engine's own use. GB is 10**9 bytes, GiB is 2**30.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 
 import attrs
 
 from llmcalc import formats
-from llmcalc.boundary import elementwise, evaluate, is_array, whole_number
+from llmcalc.boundary import choice, elementwise, evaluate, is_array, smaller, whole_number
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import check_ranks, factors
-from llmcalc.spec.items import CacheRole
+from llmcalc.spec.axes import Axes, check_ranks, factors
+from llmcalc.spec.items import Cache, CacheRole
 from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.spans import Chunk, Window
 from llmcalc.units import Bytes, Params, format_quantity
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
+    policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes]: ...
 @overload
 def kv_cache_bytes(
@@ -170,6 +172,7 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, IntArray]: ...
 @overload
 def kv_cache_bytes(
@@ -181,6 +184,7 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
+    policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, IntArray]: ...
 def kv_cache_bytes(
     spec: ModelSpec,
@@ -191,6 +195,7 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, Any]:
     r"""Return the bytes that `batch` requests of `context` tokens hold on one device.
 
@@ -202,6 +207,10 @@ def kv_cache_bytes(
     values and of the latents that stand for them, `index` that of a sparse indexer's keys (by
     default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep. A
     windowed layer holds at most its window. All ranks hold the same number of bytes.
+
+    `policy` is ``"ideal"``, what a serving engine needs to hold, or ``"transformers"``, what the
+    caches of transformers 5 hold: a windowed layer one slot less, a convolution all inputs of its
+    kernel, and some models more or wider layers than they need.
 
     >>> from llmcalc import ModelSpec, memory
     >>> llama = ModelSpec.dense(
@@ -216,9 +225,11 @@ def kv_cache_bytes(
     """
     elements = _cache_formats(kv, state, index)
     degree, _ = check_ranks(tensor_parallel, 0)
+    choice(policy, "policy", ("ideal", "transformers"))
+    held = _held_in_transformers if policy == "transformers" else _held
 
     def fold(context: Any, batch: Any) -> Breakdown[Bytes, Any]:
-        return _cache_bytes(spec, context, batch, elements, degree)
+        return _cache_bytes(spec, context, batch, elements, degree, held=held)
 
     return evaluate(fold, _total, context=context, batch=batch)
 
@@ -239,28 +250,51 @@ def _cache_bytes(
     batch: Any,
     elements: Mapping[CacheRole, Format],
     degree: int,
+    *,
+    held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
 ) -> Breakdown[Bytes, Any]:
     one = type(batch) is int and batch == 1
     requests: tuple[Factor, ...] = () if one else ((batch, "requests"),)
     terms = []
     for entry, cache in spec.ledger.caches:
-        *outer, inner = cache.shape
-        stored = _stored(factors(((inner,),), degree, 0), elements[cache.role])
-        slots = (cache.span.slots(context), cache.span.slot_name)
-        terms.append(
-            Term(
-                entry.name,
-                (
-                    *factors((tuple(outer),), degree, 0),
-                    *stored[:-1],
-                    slots,
-                    *entry.times,
-                    stored[-1],
-                    *requests,
-                ),
+        for shape, slots in (held or _held)(cache, context):
+            *outer, inner = shape
+            stored = _stored(factors(((inner,),), degree, 0), elements[cache.role])
+            terms.append(
+                Term(
+                    entry.name,
+                    (
+                        *factors((tuple(outer),), degree, 0),
+                        *stored[:-1],
+                        slots,
+                        *entry.times,
+                        stored[-1],
+                        *requests,
+                    ),
+                )
             )
-        )
     return Breakdown(Bytes, "KV cache per request" if one else "KV cache", terms)
+
+
+#: A shape, and how many slots of it are held as a named factor.
+_Held: TypeAlias = tuple[Axes, tuple[Any, str]]
+
+
+def _held(cache: Cache, context: Any) -> Iterator[_Held]:
+    """Give what an engine holds."""
+    yield cache.shape, (cache.span.slots(context), cache.span.slot_name)
+
+
+def _held_in_transformers(cache: Cache, context: Any) -> Iterator[_Held]:
+    """Give what transformers holds: where nothing else is stated, a window's last slot is not."""
+    if cache.in_transformers is not None:
+        for shape, span in cache.in_transformers:
+            yield shape, (span.slots(context), span.slot_name)
+    elif isinstance(cache.span, Window | Chunk):
+        slots = smaller(context, cache.span.size - 1)
+        yield cache.shape, (slots, f"tokens (window {cache.span.size} - 1)")
+    else:
+        yield from _held(cache, context)
 
 
 @attrs.frozen(kw_only=True, slots=False)

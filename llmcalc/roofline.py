@@ -19,14 +19,17 @@ PyTorch's counter does; they default to causal pairs and to logits for the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
 
 from llmcalc.boundary import choice, count, evaluate, flag_argument, is_array, smaller, whole_number
-from llmcalc.breakdown import Breakdown, Term
+from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.eager import Eager
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scan
+from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Full, Span
 from llmcalc.units import Flops
@@ -407,6 +410,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops]: ...
 @overload
 def flops(
@@ -418,6 +422,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
 def flops(
@@ -429,6 +434,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
 def flops(
@@ -440,6 +446,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 def flops(
     spec: ModelSpec,
@@ -450,6 +457,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, Any]:
     r"""Return the FLOPs of the matrix products of one step, item by item.
 
@@ -464,6 +472,10 @@ def flops(
     computes keys and values from all latents again at every step, ``"absorbed"`` attends to the
     latents as they are cached. Lookups, norms, softmax, activations, rotary embedding and bias
     additions are not counted.
+
+    `convention` is ``"model"``, what the model's definition needs, or ``"transformers"``, what
+    PyTorch's counter counts when transformers' own modules run without optional kernels: full
+    squares (whatever `causal` says), padded convolutions, and recurrences as products of chunks.
 
     >>> from llmcalc import ModelSpec, roofline
     >>> llama = ModelSpec.dense(
@@ -481,67 +493,84 @@ def flops(
     flag_argument(causal, "causal")
     choice(logits, "logits", ("last", "all"))
     choice(mla, "mla", ("expanded", "absorbed"))
+    choice(convention, "convention", ("model", "transformers"))
     absorbed, everything = mla == "absorbed", logits == "all"
+    in_transformers = convention == "transformers"
 
-    def fold(batch: Any, new: Any, past: Any) -> Breakdown[Flops, Any]:
-        pairs = (lambda span: span.pairs(new, past)) if causal else _present(new, past)
-        return _flops(spec, batch, new, past, pairs, everything=everything, absorbed=absorbed)
+    def compute(batch: Any, new: Any, past: Any, *, bound: bool) -> Breakdown[Flops, Any]:
+        eager = Eager(new, past, bound)
 
-    def bounding(batch: Any, new: Any, past: Any) -> Breakdown[Flops, Any]:
-        pairs = (lambda span: span.most_pairs(new, past)) if causal else _present(new, past)
-        return _flops(spec, batch, new, past, pairs, everything=everything, absorbed=absorbed)
+        def pairs(span: Span) -> Any:
+            if in_transformers or not causal:
+                return eager.pairs(span)
+            return span.most_pairs(new, past) if bound else span.pairs(new, past)
 
-    return evaluate(fold, _total, bounding=bounding, batch=batch, new=new, past=past)
+        tokens = {
+            "all": (new, "tokens"),
+            "logits": (new if everything else smaller(new, 1), "tokens"),
+            "latent": (new if absorbed else past + new, "tokens"),
+        }
+        one = type(batch) is int and batch == 1
+        requests = () if one else ((batch, "requests"),)
+        terms = [
+            Term(path, (_TWO, *shape, *requests, *entry.times))
+            for entry in spec.ledger.entries
+            for path, shape in _products(
+                entry, tokens, pairs, eager if in_transformers else None, absorbed=absorbed
+            )
+        ]
+        return Breakdown(Flops, f"FLOPs of {spec.name}", terms)
+
+    return evaluate(
+        partial(compute, bound=False),
+        _total,
+        bounding=partial(compute, bound=True),
+        batch=batch,
+        new=new,
+        past=past,
+    )
 
 
-def _present(new: Any, past: Any) -> Callable[[Span], Any]:
-    return lambda span: new * span.present(new, past)
-
-
-def _flops(
-    spec: ModelSpec,
-    batch: Any,
-    new: Any,
-    past: Any,
+def _products(
+    entry: Entry,
+    tokens: Mapping[str, Factor],
     pairs: Callable[[Span], Any],
+    eager: Eager | None,
     *,
-    everything: bool,
     absorbed: bool,
-) -> Breakdown[Flops, Any]:
-    one = type(batch) is int and batch == 1
-    requests = () if one else ((batch, "requests"),)
-    tokens = {
-        "all": ((new, "tokens"), *requests),
-        "logits": ((new if everything else smaller(new, 1), "tokens"), *requests),
-        "latent": ((new if absorbed else past + new, "tokens"), *requests),
-    }
-    terms = []
-    for entry in spec.ledger.entries:
-        item = entry.item
-        if isinstance(item, Linear):
-            used: tuple[tuple[int, str], ...] = ()
-            if item.active is not None:
-                used = ((item.active, "experts per token"),)
-            elif item.blocks is not None:
-                used = factors(((item.blocks,),))
-            shape = (*used, *factors(item.out), *factors((item.into,)))
-            terms.append(Term(entry.name, (_TWO, *shape, *tokens[item.tokens], *entry.times)))
-        elif isinstance(item, Conv):
-            shape = (*factors((item.channels,)), (item.into * item.kernel, "inputs"))
-            terms.append(Term(entry.name, (_TWO, *shape, *tokens["all"], *entry.times)))
-        elif isinstance(item, Scan):
-            shape = ((item.products, "products"), *factors((item.state,)))
-            terms.append(Term(entry.name, (_TWO, *shape, *tokens["all"], *entry.times)))
-        elif isinstance(item, Mix):
-            widths = (item.query_key, item.value)
-            if absorbed and item.absorbed is not None:
-                widths = item.absorbed
-            met = (pairs(item.span), "pairs")
-            for name, width in zip(("scores", "values"), widths, strict=True):
-                shape = factors(((item.heads, width),))
-                path = (*entry.path, f"{item.name}.{name}")
-                terms.append(Term(path, (_TWO, *shape, met, *requests, *entry.times)))
-    return Breakdown(Flops, f"FLOPs of {spec.name}", terms)
+) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
+    """Give the path and the factors of each matrix product of an item."""
+    item = entry.item
+    if isinstance(item, Linear):
+        used: tuple[Factor, ...] = ()
+        if item.active is not None:
+            computed = item.active if eager is None else item.eager_active or item.active
+            used = ((computed, "experts per token"),)
+        elif item.blocks is not None:
+            used = factors(((item.blocks,),))
+        shape = (*used, *factors(item.out), *factors((item.into,)))
+        yield entry.name, (*shape, tokens[item.tokens])
+    elif isinstance(item, Conv):
+        shape = (*factors((item.channels,)), (item.into * item.kernel, "inputs"))
+        outputs = tokens["all"] if eager is None else (eager.outputs(item), "outputs")
+        yield entry.name, (*shape, outputs)
+    elif isinstance(item, Scan):
+        state = factors((item.state,))
+        if eager is None or item.eager is None:
+            yield entry.name, ((item.products, "products"), *state, tokens["all"])
+            return
+        for name, elements, count in eager.scans(item.eager):
+            shape = state if elements is None else ((elements, "elements"),)
+            yield (*entry.path, f"{item.name}.{name}"), (*shape, (count, "products"))
+    elif isinstance(item, Mix):
+        widths = (item.query_key, item.value)
+        if absorbed and item.absorbed is not None:
+            widths = item.absorbed
+        span = item.span if eager is None else item.eager_span or item.span
+        met = (pairs(span), "pairs")
+        for name, width in zip(("scores", "values"), widths, strict=True):
+            path = (*entry.path, f"{item.name}.{name}")
+            yield path, (*factors(((item.heads, width),)), met)
 
 
 #: A multiply-accumulate is two operations.

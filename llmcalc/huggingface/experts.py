@@ -705,6 +705,7 @@ def llama4_text(config: Config, name: str) -> ModelSpec:
                 "num_local_experts",
                 "intermediate_size",
                 shared=feed_forward(config),
+                dense_in_transformers=True,
             )
             if has_experts
             else feed_forward(config, "intermediate_size_mlp"),

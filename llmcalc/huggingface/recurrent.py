@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import attrs
+
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import MOST_LAYERS, Config
 from llmcalc.huggingface.experts import dense_first, experts, mlp_kinds
@@ -39,7 +41,7 @@ from llmcalc.spec.recurrent import (
     ShortConvolution,
 )
 from llmcalc.spec.shared import SharedBlock
-from llmcalc.spec.spans import Window
+from llmcalc.spec.spans import Full, Window
 
 __all__ = [
     "bailing_hybrid",
@@ -624,8 +626,10 @@ def minimax(config: Config, name: str) -> ModelSpec:
     def make(kind: str) -> Layer:
         if kind == LINEAR:
             return pre_norm(norm, linear, inner)
-        span = window_span(config)
-        return pre_norm(norm, attention(config, span=span, positions=rotary(config)), inner)
+        full = attention(config, span=window_span(config), positions=rotary(config))
+        # The cache of transformers keeps what the window hides.
+        full = attrs.evolve(full, transformers_cache=(full.kv_heads, Full()))
+        return pre_norm(norm, full, inner)
 
     return assemble(config, name, each_once(plan, make), final_norm=norm)
 

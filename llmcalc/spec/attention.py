@@ -86,9 +86,9 @@ class Attention:
     keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each
     over its own and the other's values (`differential`, with four vectors for the weight); a
     layer that reads another layer's cache, and has no keys and values of its own
-    (`shares_cache`); an indexer that picks what a `TopK` span attends
-    (`indexer`). `transformers_cache` gives the heads and the span that transformers holds where
-    that is more than an engine holds.
+    (`shares_cache`); an indexer that picks what a `TopK` span attends (`indexer`); scores that
+    fall with the distance (`alibi`). `transformers_cache` gives the heads and the span that
+    transformers holds where that is more than an engine holds.
 
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
@@ -124,6 +124,7 @@ class Attention:
     shares_cache: bool = attrs.field(default=False, validator=flag)
     indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
     differential: bool = attrs.field(default=False, validator=flag)
+    alibi: bool = attrs.field(default=False, validator=flag)
     transformers_cache: tuple[int, Span] | None = None
 
     @property
@@ -176,7 +177,14 @@ class Attention:
                     in_transformers=self._in_transformers(width),
                 )
         for name in ("attention", "attention_again") if self.differential else ("attention",):
-            yield Mix(name=name, heads=queries, query_key=head, value=value, span=self.span)
+            yield Mix(
+                name=name,
+                heads=queries,
+                query_key=head,
+                value=value,
+                span=self.span,
+                eager_span=None if self.transformers_cache is None else self.transformers_cache[1],
+            )
         if self.output_gate is not None:
             gates = (queries,) if self.output_gate == "head" else (queries, value)
             yield Linear(name="gate", into=(embed,), out=(gates,), bias=self.gate_bias)

@@ -33,7 +33,8 @@ class Experts:
     that `experts_per_token` is the most that a token meets of the others. Transformers stores
     gate and up matrices for them, which nothing reads.
     With `latent_dim` the routed experts work on that many elements, to and from which two
-    matrices bring all tokens.
+    matrices bring all tokens. `dense_in_transformers` says that transformers computes every
+    expert for every token.
 
     >>> from llmcalc.spec import Axis, Experts, FeedForward
     >>> part = Experts(
@@ -61,6 +62,7 @@ class Experts:
     router_scale: bool = attrs.field(default=False, validator=flag)
     latent_dim: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     latent_bias: bool = attrs.field(default=False, validator=flag)
+    dense_in_transformers: bool = attrs.field(default=False, validator=flag)
 
     def __attrs_post_init__(self) -> None:
         _check_choice(self.experts_per_token, self.num_experts)
@@ -86,7 +88,12 @@ class Experts:
             yield Linear(name="from_latent", into=(width,), out=((embed,),), bias=self.latent_bias)
         for item in self.expert.items(width):
             if isinstance(item, Linear):
-                yield attrs.evolve(item, experts=experts, active=self.experts_per_token)
+                yield attrs.evolve(
+                    item,
+                    experts=experts,
+                    active=self.experts_per_token,
+                    eager_active=self.num_experts if self.dense_in_transformers else None,
+                )
             else:
                 yield item
         if self.no_op_experts is not None:

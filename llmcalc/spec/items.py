@@ -53,6 +53,7 @@ class Linear:
     store one weight (a tied head); `None` is a weight of its own. With `experts` there are that
     many such matrices, and each token passes through `active` of them. With `blocks` there are
     that many, each for its own share of the input, and each token passes through all of them.
+    `eager_active` is how many experts transformers computes for each token, if not `active`.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Linear:
     experts: Axis | None = None
     active: int | None = None
     blocks: Axis | None = None
+    eager_active: int | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -123,7 +125,8 @@ class Mix:
     """Attention's weightless work over the positions of `span`.
 
     `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
-    `absorbed` gives these two widths where a latent is read as it is cached.
+    `absorbed` gives these two widths where a latent is read as it is cached, `eager_span` the
+    positions that transformers keeps at hand, if not those of `span`.
     """
 
     name: str
@@ -132,6 +135,7 @@ class Mix:
     value: Axis
     span: Span
     absorbed: tuple[Axis, Axis] | None = None
+    eager_span: Span | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -141,7 +145,8 @@ class EagerScan:
     Several tokens are computed in chunks of `chunk` positions, the last of them `padded` or not.
     Each token passes `products` times over the state, and meets each position of its chunk in
     `within` elements. With `across`, the state of each chunk is a sum over those of all chunks.
-    A single token that follows others passes `step_products` times over the state.
+    A single token that follows others passes `step_products` times over the state, or, where
+    the scan is `stepwise`, each token that does.
     """
 
     products: int
@@ -150,6 +155,7 @@ class EagerScan:
     padded: bool = True
     within: int = 0
     across: bool = False
+    stepwise: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -246,10 +246,9 @@ class GatedDelta(_AnyWidth):
         yield Scale(name="decay.rate", axes=(heads,))
         yield Scale(name="decay.bias", axes=decays)
         chunk = 64  # the default of transformers' functions, which no model changes
-        by_key = 2 * self.key_dim if self.decay_dim is None else 0
         eager = EagerScan(
             chunk=chunk,
-            within=self.value_heads * (by_key + self.value_dim),
+            within=self.value_heads * (2 * self.key_dim + self.value_dim),
             products=_READ_WRITE_READ,
             step_products=0,
         )
@@ -299,6 +298,7 @@ class LinearAttention(_AnyWidth):
         eager = EagerScan(
             chunk=self.chunk,
             padded=False,
+            stepwise=True,
             within=2 * self.heads * self.head_dim,
             products=_WRITE_READ,
             step_products=_WRITE_READ,

@@ -1,0 +1,96 @@
+"""What transformers computes with plain PyTorch, where that is more than the model needs.
+
+* `Eager`: one step of a model in transformers' eager modules, without optional kernels.
+
+PyTorch's FLOP counter counts these modules: padded convolutions, recurrences as products of whole
+chunks, attention over the full square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import attrs
+
+from llmcalc.boundary import smaller
+from llmcalc.spec.items import Conv, EagerScan
+from llmcalc.spec.spans import Span
+
+__all__ = ["Eager"]
+
+
+@attrs.frozen
+class Eager:
+    """A step of `new` tokens that follow `past` ones.
+
+    With `bound` every count is at least that of any step that is not larger.
+    """
+
+    new: Any
+    past: Any
+    bound: bool = False
+
+    def pairs(self, span: Span) -> Any:
+        """Return the (query, key) pairs: each query meets all keys at hand."""
+        return self.new * span.present(self.new, self.past)
+
+    def outputs(self, item: Conv) -> Any:
+        """Return the outputs of a convolution that pads both ends.
+
+        A single token is convolved with all inputs that are kept, several that follow others
+        with these before them.
+        """
+        follows, alone = self._follows, self._alone
+        padded = self.new + item.kernel - 1 + follows * item.kernel
+        some = smaller(self.new, 1)
+        return some * (padded - alone * 2 * (item.kernel - 1))
+
+    def passes(self, scan: EagerScan) -> Any:
+        """Return how many times the tokens pass over the state."""
+        steps = self._by_step(scan) * self.new * scan.step_products
+        return steps + self._in_chunks(scan) * self._tokens(scan) * scan.products
+
+    def within(self, scan: EagerScan) -> Any:
+        """Return the pairs of positions that share a chunk."""
+        rest = self.new % scan.chunk if not scan.padded and not self.bound else 0
+        pairs = (self._tokens(scan) - rest) * scan.chunk + rest * rest
+        return self._in_chunks(scan) * pairs
+
+    def across(self, scan: EagerScan) -> Any:
+        """Return the pairs of chunks, with the state before the first as one more."""
+        chunks = -(-self.new // scan.chunk) + 1
+        return self._in_chunks(scan) * chunks * chunks
+
+    def scans(self, scan: EagerScan) -> Iterator[tuple[str, int | None, Any]]:
+        """Give the name of each kind of product, its elements (`None`: the state's), its count."""
+        yield "state", None, self.passes(scan)
+        if scan.within:
+            yield "within", scan.within, self.within(scan)
+        if scan.across:
+            yield "across", None, self.across(scan)
+
+    def _tokens(self, scan: EagerScan) -> Any:
+        """Return the tokens, up to whole chunks where the last one is padded."""
+        if scan.padded or self.bound:
+            return -(-self.new // scan.chunk) * scan.chunk
+        return self.new
+
+    @property
+    def _follows(self) -> Any:
+        """1 where the tokens follow others, else 0."""
+        return 1 if self.bound else smaller(self.past, 1)
+
+    @property
+    def _alone(self) -> Any:
+        """1 where a single token follows others, else 0."""
+        one = 2 * smaller(self.new, 1) - smaller(self.new, 2)
+        return 0 if self.bound else self._follows * one
+
+    def _by_step(self, scan: EagerScan) -> Any:
+        if self.bound:
+            return 1
+        return self._follows if scan.stepwise else self._alone
+
+    def _in_chunks(self, scan: EagerScan) -> Any:
+        return 1 if self.bound else (1 - self._by_step(scan)) * smaller(self.new, 1)
