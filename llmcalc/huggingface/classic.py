@@ -154,7 +154,7 @@ def bloom(config: Config, name: str) -> ModelSpec:
     norm = _layer_norm(config)
     layer = pre_norm(
         norm,
-        _attention(config, bias=True),
+        _attention(config, bias=True, alibi=True),
         FeedForward(
             inner_dim=4 * config.required_size("hidden_size"),
             gated=False,
@@ -178,7 +178,7 @@ def mpt(config: Config, name: str) -> ModelSpec:
     norm = _layer_norm(config, bias=False)
     layer = pre_norm(
         norm,
-        _attention(config, bias=False),
+        _attention(config, bias=False, alibi=True),
         FeedForward(
             inner_dim=4 * config.required_size("hidden_size"), gated=False, activation="gelu"
         ),
@@ -200,6 +200,7 @@ def falcon(config: Config, name: str) -> ModelSpec:
     config.rename("n_embed", "hidden_size")
     embed = config.required_size("hidden_size")
     new = config.optional_flag("new_decoder_architecture")
+    alibi = config.optional_flag("alibi")
     kv_heads = config.optional_size("num_kv_heads")
     if not new:
         kv_heads = 1 if config.optional_flag("multi_query") else None
@@ -208,7 +209,8 @@ def falcon(config: Config, name: str) -> ModelSpec:
         config,
         bias=bias,
         kv_heads=kv_heads,
-        positions=None if config.optional_flag("alibi") else rotary(config),
+        positions=None if alibi else rotary(config),
+        alibi=alibi,
     )
     if new:
         # Its keys and values are repeated for all query heads before they are cached.
@@ -295,7 +297,13 @@ def xglm(config: Config, name: str) -> ModelSpec:
             config, "ffn_dim", gated=False, bias=True, activation_field="activation_function"
         ),
     )
-    return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
+    return assemble(
+        config,
+        name,
+        [layer] * config.num_layers(),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), sinusoidal=True),
+    )
 
 
 def ctrl(config: Config, name: str) -> ModelSpec:
@@ -314,6 +322,7 @@ def ctrl(config: Config, name: str) -> ModelSpec:
         name,
         [layer] * config.num_layers(),
         final_norm=_layer_norm(config),
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), sinusoidal=True),
         head_bias=True,
     )
 
@@ -425,6 +434,7 @@ def _attention(
     kv_heads: int | None = None,
     positions: Rotary | None = None,
     span: Span = Full(),  # noqa: B008  # frozen
+    alibi: bool = False,
 ) -> Attention:
     """Compose attention whose heads are together as wide as the model; it has no other fields."""
     heads = config.required_size("num_attention_heads")
@@ -438,6 +448,7 @@ def _attention(
         output_bias=bias if output_bias is None else output_bias,
         rotary=positions,
         span=span,
+        alibi=alibi,
     )
 
 

@@ -305,4 +305,8 @@ def _positive(field: str, value: object) -> float:
 def notes(config: Config) -> tuple[str, ...]:
     """Return what a user should know of the reading."""
     unread = config.unread()
+    if "per_layer_config" in unread and (layers := config.get("per_layer_config")):
+        raise InvalidValueError(
+            "per_layer_config", layers, f"must be empty: layers of a {config.model_type} are alike"
+        )
     return (f"fields that were not read: {', '.join(unread)}",) if unread else ()

@@ -82,13 +82,13 @@ class Attention:
     Options: values of another width (`value_dim`); norms of queries and keys, each head apart or
     ``"heads"`` all as one vector (`norm_axes`); a learned sink score for each head (`sinks`); a
     gate on the result, a projection with one output for each element or for each head
-    (`output_gate`); a norm before the output projection (`output_norm`); values that are the
-    keys before their norm (`value_is_key`); heads in pairs whose results are subtracted, each
-    over its own and the other's values (`differential`, with four vectors for the weight); a
-    layer that reads another layer's cache, and has no keys and values of its own
-    (`shares_cache`); an indexer that picks what a `TopK` span attends (`indexer`); scores that
-    fall with the distance (`alibi`). `transformers_cache` gives the heads and the span that
-    transformers holds where that is more than an engine holds.
+    (`output_gate`), with one bias a head (`head_gate_bias`); a norm before the output projection
+    (`output_norm`); values that are the keys before their norm (`value_is_key`); heads in pairs
+    whose results are subtracted, each over its own and the other's values (`differential`, with
+    four vectors for the weight); a layer that reads another layer's cache, and has no keys and
+    values of its own (`shares_cache`); an indexer that picks what a `TopK` span attends
+    (`indexer`); scores that fall with the distance (`alibi`). `transformers_cache` gives the heads
+    and the span that transformers holds where that is more than an engine holds.
 
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
@@ -119,6 +119,7 @@ class Attention:
         default=None, validator=_optional(one_of("element", "head"))
     )
     gate_bias: bool = attrs.field(default=False, validator=flag)
+    head_gate_bias: bool = attrs.field(default=False, validator=flag)
     output_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     value_is_key: bool = attrs.field(default=False, validator=flag)
     shares_cache: bool = attrs.field(default=False, validator=flag)
@@ -213,6 +214,8 @@ class Attention:
             yield from self.indexer.items(embed, embed)
         if self.differential:
             yield Scale(name="difference", axes=(Axis("vectors", 4), head))
+        if self.head_gate_bias:
+            yield Scale(name="gate_bias", axes=(queries,))
 
 
 @attrs.frozen(kw_only=True)
@@ -225,7 +228,7 @@ class LatentAttention:
     without from one full projection. `bias` is that of the projections down to the latents and
     of the output. With an `indexer` the positions to attend are picked; a layer whose `span` is
     `TopK` without one uses the choice of another layer. `sinks` is a learned sink score for
-    each head. `output_gate` weighs the heads' results, by a projection of the input with one
+    each head, `rope_norm` a norm of the rotary key. `output_gate` weighs the heads' results, by a projection of the input with one
     output for each head or for each element, or for each element by the projection that gives
     the queries, which then reads the queries' latent before and after its norm (``"latent"``).
 
@@ -253,6 +256,7 @@ class LatentAttention:
     rotary: Rotary | None = attrs.field(default=None, validator=_optional(instance_of(Rotary)))
     span: Span = attrs.field(default=Full())
     indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
+    rope_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     sinks: bool = attrs.field(default=False, validator=flag)
     output_gate: Literal["head", "element", "latent"] | None = attrs.field(
         default=None, validator=_optional(one_of("head", "element", "latent"))
@@ -294,6 +298,8 @@ class LatentAttention:
                 yield from self.indexer.items(embed, compressed)
         yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
         yield from self.norm.items("kv_a_norm", (latent,))
+        if self.rope_norm is not None:
+            yield from self.rope_norm.items("rope_norm", (rope,))
         yield Linear(
             name="kv_b", into=(latent,), out=((heads, nope), (heads, value)), tokens="latent"
         )

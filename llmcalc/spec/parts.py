@@ -63,8 +63,9 @@ class Norm:
 class Embedding:
     """The token table of `vocab_size` rows, and a table of `learned_positions` rows if given.
 
-    With `width` the token table has rows of that many elements, which a matrix brings to the
-    model's width. `norm` normalises the sum of what was looked up.
+    `sinusoidal` positions are computed and added. With `width` the token table has rows of that
+    many elements, which a matrix brings to the model's width. `norm` normalises the sum of what
+    was looked up.
 
     >>> from llmcalc.spec import Axis, Embedding
     >>> table = Embedding(vocab_size=100, learned_positions=16)
@@ -80,6 +81,7 @@ class Embedding:
     norm: Norm | None = attrs.field(
         default=None, validator=attrs.validators.optional(instance_of(Norm))
     )
+    sinusoidal: bool = attrs.field(default=False, validator=flag)
 
     @property
     def vocab(self) -> Axis:
