@@ -43,8 +43,13 @@ _WRITE_READ: Final = 2
 _READ_WRITE_READ: Final = 3
 
 
-def _convolution(name: str, channels: tuple[Axes, ...], kernel: int, bias: bool) -> Iterator[Item]:
-    """Emit a convolution of pieces that tensor parallelism splits apart, and the inputs kept."""
+def _convolution(
+    name: str, channels: tuple[Axes, ...], kernel: int, bias: bool, *, spare: int = 1
+) -> Iterator[Item]:
+    """Emit a convolution of pieces that tensor parallelism splits apart, and the inputs kept.
+
+    Transformers keeps `spare` inputs more than are needed.
+    """
     single = len(channels) == 1
     for number, piece in enumerate(channels, 1):
         title = name if single else f"{name}.{number}"
@@ -55,7 +60,7 @@ def _convolution(name: str, channels: tuple[Axes, ...], kernel: int, bias: bool)
             role="conv",
             shape=(Axis("inputs", kernel - 1), *piece),
             span=Constant(),
-            in_transformers=(((Axis("inputs", kernel), *piece), Constant()),),
+            in_transformers=(((Axis("inputs", kernel - 1 + spare), *piece), Constant()),),
         )
 
 
@@ -336,7 +341,7 @@ class GatedLinearRecurrence(_AnyWidth):
         channels = (heads, head)
         for name in ("y", "x"):
             yield Linear(name=name, into=(embed,), out=(channels,), bias=True)
-        yield from _convolution("conv", (channels,), self.kernel, bias=True)
+        yield from _convolution("conv", (channels,), self.kernel, bias=True, spare=0)
         yield Scale(name="decay", axes=channels)
         for name in ("input_gate", "decay_gate"):
             yield Linear(name=name, into=(head,), out=((head,),), bias=True, blocks=heads)
