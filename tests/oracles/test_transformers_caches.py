@@ -76,8 +76,8 @@ def test_a_window_holds_one_slot_less_in_transformers(row: dict[str, Any]) -> No
     spec = load_model(row["config"])
     if any(cache.in_transformers is not None for _, cache in spec.ledger.caches):
         return
-    ideal = memory.kv_cache_bytes(spec, context=2**17, kv="fp8").total
-    theirs = memory.kv_cache_bytes(spec, context=2**17, kv="fp8", policy="transformers").total
+    ideal = memory.kv_cache_bytes(spec, context=2**30, kv="fp8").total
+    theirs = memory.kv_cache_bytes(spec, context=2**30, kv="fp8", policy="transformers").total
     slot = sum(
         prod(axis.size for axis in cache.shape) * (entry.count or 1)
         for entry, cache in spec.ledger.caches
