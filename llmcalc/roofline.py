@@ -508,15 +508,23 @@ def flops(
         tokens = {
             "all": (new, "tokens"),
             "logits": (new if everything else smaller(new, 1), "tokens"),
-            "latent": (new if absorbed else past + new, "tokens"),
         }
+
+        def latents(span: Span) -> Factor:
+            return (new if absorbed else span.present(new, past), "tokens")
+
         one = type(batch) is int and batch == 1
         requests = () if one else ((batch, "requests"),)
         terms = [
             Term(path, (_TWO, *shape, *requests, *entry.times))
             for entry in spec.ledger.entries
             for path, shape in _products(
-                entry, tokens, pairs, eager if in_transformers else None, absorbed=absorbed
+                entry,
+                tokens,
+                latents,
+                pairs,
+                eager if in_transformers else None,
+                absorbed=absorbed,
             )
         ]
         return Breakdown(Flops, f"FLOPs of {spec.name}", terms)
@@ -534,6 +542,7 @@ def flops(
 def _products(
     entry: Entry,
     tokens: Mapping[str, Factor],
+    latents: Callable[[Span], Factor],
     pairs: Callable[[Span], Any],
     eager: Eager | None,
     *,
@@ -549,7 +558,8 @@ def _products(
         elif item.blocks is not None:
             used = factors(((item.blocks,),))
         shape = (*used, *factors(item.out), *factors((item.into,)))
-        yield entry.name, (*shape, tokens[item.tokens])
+        met = latents(item.span) if item.tokens == "latent" else tokens[item.tokens]
+        yield entry.name, (*shape, met)
     elif isinstance(item, Conv):
         shape = (*factors((item.channels,)), (item.into * item.kernel, "inputs"))
         outputs = tokens["all"] if eager is None else (eager.outputs(item), "outputs")

@@ -207,6 +207,10 @@ class Config:
             )
         return value
 
+    def overridden(self, values: Mapping[str, Any]) -> Config:
+        """Return the configuration with other values of some fields."""
+        return Config({**self._values, **values}, model_type=self.model_type, nested=self._nested)
+
     def pass_over(self, *names: str) -> None:
         """Mark fields that repeat what other ones say, and that the model does not read."""
         self._read.update(names)

@@ -41,6 +41,8 @@ from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window
 
 __all__ = [
+    "always_silu",
+    "beam",
     "minimax_m3_vl_text",
     "laguna",
     "kolibri1",
@@ -121,12 +123,13 @@ def mixture(
     norm: Norm | None = None,
     layer: Callable[..., Layer] = pre_norm,
     head_bias: bool = False,
-    remarks: tuple[str, ...] = (),
+    **options: Any,
 ) -> ModelSpec:
     """Compose a model whose layers differ in two ways, each pair composed once.
 
     `kinds` are the kinds of attention layers, which `mixer` makes; `sparse` says which layers
-    have experts, which `routed` makes, instead of what `dense` makes: by default all.
+    have experts, which `routed` makes, instead of what `dense` makes: by default all. `layer`
+    composes a layer of a norm and two parts; `options` are further ones of `assemble`.
     """
     norm = norm or rms_norm(config)
     layers = config.num_layers()
@@ -143,11 +146,11 @@ def mixture(
         each_once(plan, make),
         final_norm=norm,
         head_bias=head_bias,
-        remarks=remarks,
+        **options,
     )
 
 
-def _always_silu(part: Experts) -> Experts:
+def always_silu(part: Experts) -> Experts:
     """Return the experts with the activation that the model uses whatever ``hidden_act`` says."""
     return attrs.evolve(part, expert=attrs.evolve(part.expert, activation="silu"))
 
@@ -592,7 +595,7 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: _always_silu(
+        lambda: always_silu(
             experts(config, "num_local_experts", "intermediate_size", bias=True, router_bias=True)
         ),
         kinds=window_kinds(config, lambda index: index % 2 == 0),
@@ -730,7 +733,7 @@ def aria_text(config: Config, name: str) -> ModelSpec:
             shared_count="moe_num_shared_experts",
             shared_bias=config.flag("mlp_bias"),
         )
-        return _always_silu(part)
+        return always_silu(part)
 
     return mixture(
         config,
@@ -1007,7 +1010,7 @@ def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: _always_silu(
+        lambda: always_silu(
             experts(
                 config,
                 "num_local_experts",
@@ -1034,3 +1037,33 @@ def _flags(config: Config, field: str, layers: int) -> list[bool]:
     if not isinstance(flags, list | tuple) or len(flags) != layers:
         raise InvalidValueError(field, flags, f"must list 0 or 1 for each of {layers} layers")
     return [bool(one) for one in flags]
+
+
+def beam(config: Config, name: str) -> ModelSpec:
+    """Read a Beam: gated attention, sandwich norms; every sixth layer and the last are full.
+
+    Source: ``models/beam/configuration_beam.py``, ``modeling_beam.py``.
+    """
+    spans, last = _spans(config), config.num_layers() - 1
+    positions = config.mapping("rope_parameters")
+
+    def mixer(kind: str) -> Part:
+        unturned = kind == FULL and (positions is None or positions.get(kind) is None)
+        return _attention(
+            config,
+            span=spans[kind],
+            positions=None if unturned else rotary(config, kind=kind),
+            output_gate="element",
+            head_gate_bias=True,
+            **_head_norms(config, **_biases(config)),
+        )
+
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "num_experts"),
+        sparse=mlp_kinds(config, 3),
+        kinds=window_kinds(config, lambda index: (index + 1) % 6 != 0 and index != last),
+        mixer=mixer,
+        layer=_sandwich,
+    )

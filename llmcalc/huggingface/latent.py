@@ -7,15 +7,20 @@ the usual fields.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any, Final
 
 import attrs
 
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
-from llmcalc.huggingface.experts import dense_first, experts, mixture, mlp_kinds
+from llmcalc.huggingface.experts import always_silu, dense_first, experts, mixture, mlp_kinds
 from llmcalc.huggingface.reading import (
+    FULL,
+    SLIDING,
     assemble,
+    each_once,
     feed_forward,
     head_dim,
     layer_kinds,
@@ -25,11 +30,15 @@ from llmcalc.huggingface.reading import (
 )
 from llmcalc.spec.attention import Indexer, LatentAttention
 from llmcalc.spec.experts import Experts
+from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.hyper import HyperConnection, HyperHead
 from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
 from llmcalc.spec.parts import Norm
-from llmcalc.spec.spans import TopK
+from llmcalc.spec.spans import Full, Span, TopK, Window
 
 __all__ = [
+    "dots3_note_text",
+    "hy_v4",
     "axk1",
     "axk2",
     "deepseek_v2",
@@ -300,3 +309,141 @@ def _axk_sparse(config: Config) -> list[bool]:
     if config.get("mlp_layer_types") is not None:
         return from_first
     return [sparse and index % every == 0 for index, sparse in enumerate(from_first)]
+
+
+def hy_v4(config: Config, name: str) -> ModelSpec:
+    """Read a Hunyuan 4: gated latent attention with sinks, indexers, hyper-connections.
+
+    Every fourth layer has an indexer, whose choice those after it use, too
+    (``models/hy_v4/configuration_hy_v4.py``, ``modeling_hy_v4.py``).
+    """
+    config.required_size("q_lora_rank")
+    layers, streams = config.num_layers(), config.size("hc_mult")
+    kinds = layer_kinds(config, layers, ("full", "shared"), "indexer_types")
+    if kinds is None:
+        kinds = ["full" if i == 0 or (i - 1) % 4 == 0 else "shared" for i in range(layers)]
+    indexer, span = _indexer(config), TopK(config.size("index_topk"))
+
+    return mixture(
+        config,
+        name,
+        lambda: always_silu(_routed(config)),
+        sparse=mlp_kinds(config, 1),
+        kinds=kinds,
+        mixer=lambda kind: latent_attention(
+            config,
+            span=span,
+            indexer=indexer if kind == "full" else None,
+            sinks=True,
+            output_gate="element",
+        ),
+        layer=lambda norm, mixer, inner: _hyper_layer(norm, mixer, inner, streams, combines=False),
+        beside=(HyperHead(streams=streams),),
+    )
+
+
+def _hyper_layer(norm: Norm, mixer: Part, inner: Part, streams: int, *, combines: bool) -> Layer:
+    """Return a layer of two blocks with a hyper-connection before each."""
+    connections = (
+        HyperConnection(name=block, streams=streams, combines=combines)
+        for block in ("attention", "feed_forward")
+    )
+    blocks = (
+        (Block(part=connection), Block(part=part, norm=norm))
+        for connection, part in zip(connections, (mixer, inner), strict=True)
+    )
+    return Layer(blocks=tuple(chain.from_iterable(blocks)))
+
+
+def dots3_note_text(config: Config, name: str) -> ModelSpec:
+    """Read the language model of a Dots 3 Note: windowed layers have sizes of their own.
+
+    These are in ``per_layer_config``, or in fields that begin with ``swa_``
+    (``models/dots3_note/configuration_dots3_note.py``, ``modeling_dots3_note.py``).
+    """
+    layers = config.num_layers()
+    indexed: Any = True if "per_layer_config" not in config else None
+    if "use_dsa" in config:
+        indexed = config.get("use_dsa")
+    windows = config.get("use_sliding_window") if "use_sliding_window" in config else True
+    kinds = layer_kinds(config, layers, (FULL, SLIDING, "indexed_attention"))
+    full = "indexed_attention" if indexed is None or indexed else FULL
+    if kinds is None:
+        kinds = [SLIDING if windows and i > 1 and i % 4 != 1 else full for i in range(layers)]
+    elif indexed is not None:
+        kinds = [kind if kind == SLIDING else full for kind in kinds]
+    window = config.optional_size("sliding_window")
+    if window is None:
+        window = config.integer("sliding_window_size", 512)
+    spans: dict[str, Span] = {
+        FULL: Full(),
+        SLIDING: Window(window),
+        "indexed_attention": TopK(config.size("index_topk")),
+    }
+    norm, own, shared = rms_norm(config), _own_fields(config, kinds), _dots3_shared(config)
+
+    def make(plan: tuple[str, bool, tuple[tuple[str, Any], ...]]) -> Layer:
+        kind, has_experts, fields = plan
+        sizes = config.overridden(dict(fields))
+        sizes.required_size("q_lora_rank")
+        mixer = latent_attention(
+            sizes,
+            span=spans[kind],
+            indexer=_indexer(config) if kind == "indexed_attention" else None,
+            rope_norm=norm,
+            output_gate="head",
+        )
+        routed = experts(config, "n_routed_experts", shared=shared)
+        return pre_norm(norm, mixer, routed if has_experts else feed_forward(config))
+
+    plans = zip(kinds, _dots3_sparse(config), own, strict=True)
+    return assemble(config, name, each_once(plans, make), final_norm=norm)
+
+
+#: The fields that a layer of a Dots 3 may have of its own, with those of windowed layers.
+_DOTS3_SIZES: Final = {
+    "num_attention_heads": 64,
+    "q_lora_rank": 1024,
+    "kv_lora_rank": 1024,
+    "qk_nope_head_dim": 192,
+    "v_head_dim": 128,
+}
+
+
+def _own_fields(config: Config, kinds: list[str]) -> list[tuple[tuple[str, int], ...]]:
+    """Return the fields that each layer has of its own, and their values."""
+    if "per_layer_config" not in config:
+        sizes = {name: config.integer(f"swa_{name}", size) for name, size in _DOTS3_SIZES.items()}
+        width = config.integer("swa_head_dim", 256) - sizes["qk_nope_head_dim"]
+        sizes["qk_rope_head_dim"] = config.integer("swa_qk_rope_head_dim", width)
+        return [tuple(sizes.items()) if kind == SLIDING else () for kind in kinds]
+    own: dict[int, tuple[tuple[str, int], ...]] = {}
+    for index, fields in (config.mapping("per_layer_config") or {}).items():
+        if not str(index).isdecimal() or not isinstance(fields, Mapping):
+            raise InvalidValueError(
+                "per_layer_config", {index: fields}, "must give an object for indices of layers"
+            )
+        read = [key for key in (*_DOTS3_SIZES, "qk_rope_head_dim") if key in fields]
+        if not all(type(fields[key]) is int for key in read):
+            raise InvalidValueError("per_layer_config", fields, "must give integers")
+        own[int(index)] = tuple((key, fields[key]) for key in read)
+    return [own.get(index, ()) for index in range(len(kinds))]
+
+
+def _dots3_shared(config: Config) -> FeedForward:
+    """Compose the shared experts, which have a width of their own."""
+    width = config.extra_size("moe_shared_expert_intermediate_size")
+    if width is None:
+        width = config.size("shared_experts_intermediate_size")
+    return feed_forward(config, inner_dim=width * config.size("n_shared_experts"))
+
+
+def _dots3_sparse(config: Config) -> list[bool]:
+    """Return which layers have experts; ``moe_layer_freq`` may list them."""
+    listed = config.given("moe_layer_freq")
+    if config.get("mlp_layer_types") is not None or not isinstance(listed, list | tuple):
+        return _axk_sparse(config)
+    layers, first = config.num_layers(), config.integer("first_k_dense_replace", 1)
+    if len(listed) < layers:
+        raise InvalidValueError("moe_layer_freq", listed, f"must list 0 or 1 for {layers} layers")
+    return [index >= first and bool(listed[index]) for index in range(layers)]

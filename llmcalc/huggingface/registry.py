@@ -77,6 +77,7 @@ READERS: Final[dict[str, str]] = {
     # Mixtures of experts.
     "afmoe": "experts.afmoe",
     "aria_text": "experts.aria_text",
+    "beam": "experts.beam",
     "cohere2_moe": "experts.cohere2_moe",
     "dbrx": "experts.dbrx",
     "doge": "experts.doge",
@@ -112,8 +113,10 @@ READERS: Final[dict[str, str]] = {
     "deepseek_v2": "latent.deepseek_v2",
     "deepseek_v3": "latent.deepseek_v3",
     "deepseek_v32": "latent.deepseek_v32",
+    "dots3_note_text": "latent.dots3_note_text",
     "glm4_moe_lite": "latent.glm4_moe_lite",
     "glm_moe_dsa": "latent.glm_moe_dsa",
+    "hy_v4": "latent.hy_v4",
     "longcat_flash": "latent.longcat_flash",
     "minicpm3": "latent.minicpm3",
     "youtu": "latent.minicpm3",

@@ -4,6 +4,7 @@ from llmcalc.spec.attention import Attention, Indexer, LatentAttention, Rotary
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.experts import AttentionExperts, Experts
 from llmcalc.spec.feed_forward import FeedForward, HeadTransform
+from llmcalc.spec.hyper import HyperConnection, HyperHead
 from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
 from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
 from llmcalc.spec.model import Beside, Block, Layer, LayerRun, ModelSpec, ParallelBlock, Part, runs
@@ -47,6 +48,8 @@ __all__ = [
     "GatedLinearRecurrence",
     "Head",
     "HeadTransform",
+    "HyperConnection",
+    "HyperHead",
     "Indexer",
     "Item",
     "LatentAttention",

@@ -224,13 +224,14 @@ class LatentAttention:
 
     A token caches its latent of `latent_dim` elements and a rotary key of `rope_dim`. A head's
     query and key have `nope_dim` elements that the latent gives and the `rope_dim` rotary ones; its
-    value has `value_dim`. With `query_latent_dim` queries come from a latent of their own,
-    without from one full projection. `bias` is that of the projections down to the latents and
-    of the output. With an `indexer` the positions to attend are picked; a layer whose `span` is
-    `TopK` without one uses the choice of another layer. `sinks` is a learned sink score for
-    each head, `rope_norm` a norm of the rotary key. `output_gate` weighs the heads' results, by a projection of the input with one
-    output for each head or for each element, or for each element by the projection that gives
-    the queries, which then reads the queries' latent before and after its norm (``"latent"``).
+    value has `value_dim`. With `query_latent_dim` queries come from a latent of their own, without
+    from one full projection. `bias` is that of the projections down to the latents and of the
+    output. With an `indexer` the positions to attend are picked; a layer whose `span` is `TopK`
+    without one uses the choice of another layer. `sinks` is a learned sink score for each head,
+    `rope_norm` a norm of the rotary key. `output_gate` weighs the heads' results, by a projection
+    of the input with one output for each head or for each element, or for each element by the
+    projection that gives the queries, which then reads the queries' latent before and after its
+    norm (``"latent"``).
 
     Source: DeepSeek-AI, "DeepSeek-V2" (2024), section 2.1.
 
@@ -301,7 +302,11 @@ class LatentAttention:
         if self.rope_norm is not None:
             yield from self.rope_norm.items("rope_norm", (rope,))
         yield Linear(
-            name="kv_b", into=(latent,), out=((heads, nope), (heads, value)), tokens="latent"
+            name="kv_b",
+            into=(latent,),
+            out=((heads, nope), (heads, value)),
+            tokens="latent",
+            span=self.span,
         )
         if self.sinks:
             yield Scale(name="sinks", axes=(heads,))

@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 import attrs
 
 from llmcalc.spec.axes import Axes, Axis
-from llmcalc.spec.spans import Span
+from llmcalc.spec.spans import Full, Span
 
 __all__ = [
     "Cache",
@@ -54,6 +54,7 @@ class Linear:
     many such matrices, and each token passes through `active` of them. With `blocks` there are
     that many, each for its own share of the input, and each token passes through all of them.
     `eager_active` is how many experts transformers computes for each token, if not `active`.
+    `span` is that of the latent cache, if its tokens pass.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Linear:
     active: int | None = None
     blocks: Axis | None = None
     eager_active: int | None = None
+    span: Span = attrs.field(default=Full())
 
 
 @attrs.frozen(kw_only=True)

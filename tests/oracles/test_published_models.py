@@ -59,6 +59,8 @@ JOINED: dict[str, tuple[str, ...]] = {
     # the norm before the recurrence of a layer with a shared block is mamba_decoder.input_layernorm
     "zamba": ("attention", "norms"),
     "zamba2": ("attention", "norms"),
+    # the hyper-connections are attn_hc and ffn_hc
+    "hy_v4": ("attention", "feed_forward", "other"),
     # norm_attn_norm holds the norms of the block
     "dbrx": ("attention", "norms"),
     # the factors of residuals are input_residual and post_attention_residual
