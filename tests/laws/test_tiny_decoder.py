@@ -234,14 +234,14 @@ def test_the_decoder_learns_also_after_it_has_generated() -> None:
         decoder.new_cache(batch=1, capacity=4)
     optimizer = torch.optim.SGD(decoder.parameters(), lr=0.5)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         logits = decoder(ids[:, :-1]).flatten(0, 1)
         loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0] - 0.5
+    assert losses[-1] < losses[0] - 2
 
 
 def test_a_cache_made_in_inference_mode_can_be_filled_outside_it() -> None:
