@@ -6,7 +6,7 @@ modelling source of transformers, which it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import attrs
@@ -16,6 +16,7 @@ from llmcalc.huggingface.config import MOST_LAYERS, Config
 from llmcalc.huggingface.experts import dense_first, experts, mlp_kinds
 from llmcalc.huggingface.reading import (
     FULL,
+    SLIDING,
     assemble,
     attention,
     each_once,
@@ -28,17 +29,23 @@ from llmcalc.huggingface.reading import (
     window_span,
 )
 from llmcalc.spec.attention import Attention, LatentAttention, Rotary
+from llmcalc.spec.axes import Axis
 from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.items import Scale
+from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
-from llmcalc.spec.parts import Norm
+from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.recurrent import (
+    ChannelMix,
     GatedDelta,
     GatedLinearRecurrence,
     LinearAttention,
     Mamba,
     Mamba2,
+    MatrixMemory,
     ShortConvolution,
+    TimeMix,
 )
 from llmcalc.spec.shared import SharedBlock
 from llmcalc.spec.spans import Full, Window
@@ -48,10 +55,12 @@ __all__ = [
     "bamba",
     "falcon_h1",
     "granitemoehybrid",
+    "hrm_text",
     "jamba",
     "kimi_linear",
     "lfm2",
     "lfm2_moe",
+    "lfm3",
     "mamba",
     "mamba2",
     "minimax",
@@ -60,6 +69,8 @@ __all__ = [
     "qwen3_5",
     "qwen3_next",
     "recurrent_gemma",
+    "rwkv",
+    "xlstm",
     "zamba",
     "zamba2",
 ]
@@ -735,6 +746,149 @@ def _lfm2(
 
     plan = zip(kinds, sparse, strict=True)
     return assemble(config, name, each_once(plan, make), final_norm=norm)
+
+
+def lfm3(config: Config, name: str) -> ModelSpec:
+    """Read an LFM3: short convolutions, and gated attention, with or without a window.
+
+    Source: ``models/lfm3/configuration_lfm3.py``, ``modeling_lfm3.py``.
+    """
+    layers = config.num_layers()
+    plan = layer_kinds(config, layers, (CONV, FULL, SLIDING))
+    if plan is None:
+        every = {0: SLIDING, 2: FULL}
+        plan = [every.get(index % 4, CONV) if index else CONV for index in range(layers)]
+    norm = rms_norm(config, "norm_eps")
+    post_norm = norm if config.flag("use_sandwich_norm") else None
+    inner = FeedForward(
+        inner_dim=config.required_size("intermediate_size"), gated=True, activation="silu"
+    )
+
+    def make(kind: str) -> Layer:
+        part: Part
+        if kind == CONV:
+            part = ShortConvolution(
+                kernel=config.size("conv_L_cache"), bias=config.flag("conv_bias")
+            )
+        else:
+            part = _attention(
+                config,
+                span=window_span(config) if kind == SLIDING else Full(),
+                query_norm=norm,
+                key_norm=norm,
+                output_gate="head" if config.flag("use_attention_gate") else None,
+            )
+        return Layer(
+            blocks=tuple(Block(part=p, norm=norm, post_norm=post_norm) for p in (part, inner))
+        )
+
+    return assemble(config, name, each_once(plan, make), final_norm=norm)
+
+
+def rwkv(config: Config, name: str) -> ModelSpec:
+    """Read an RWKV-4, which normalises its embeddings (``models/rwkv/modeling_rwkv.py``)."""
+    norm = Norm(kind="layer", eps=config.number("layer_norm_epsilon"))
+    width = config.required_size("hidden_size")
+    channels = config.optional_size("attention_hidden_size") or width
+    inner = config.optional_size("intermediate_size") or 4 * width
+    layer = pre_norm(norm, TimeMix(channels=channels), ChannelMix(inner_dim=inner))
+    return assemble(
+        config,
+        name,
+        [layer] * config.num_layers(),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
+        max_positions=None,
+    )
+
+
+def xlstm(config: Config, name: str) -> ModelSpec:
+    """Read an xLSTM-7B: mLSTM and a gated feed-forward in every layer.
+
+    Source: ``models/xlstm/configuration_xlstm.py``, ``modeling_xlstm.py``.
+    """
+    width = config.required_size("hidden_size")
+    if config.optional_size("embedding_dim") not in {None, width}:
+        rule = f"must be hidden_size ({width}) or null"
+        raise InvalidValueError("embedding_dim", config.get("embedding_dim"), rule)
+    blocks = config.get("num_blocks")
+    layers = config.num_layers("num_hidden_layers" if blocks is None else "num_blocks")
+    config.ignore("num_hidden_layers")
+    bias, heads = config.flag("use_bias"), config.size("num_heads")
+    norm = Norm(kind="rms", bias=bias, eps=config.number("norm_eps"))
+    widths = {}
+    for field in ("qk_dim_factor", "v_dim_factor"):
+        whole = int(width * config.number(field))
+        if not whole or whole % heads:
+            rule = f"must make the width ({whole}) a multiple of num_heads ({heads})"
+            raise InvalidValueError(field, config.get(field), rule)
+        widths[field] = whole // heads
+    multiple = config.size("ffn_round_up_to_multiple_of")
+    inner = int((width * config.number("ffn_proj_factor") + multiple - 1) // multiple * multiple)
+    layer = pre_norm(
+        norm,
+        MatrixMemory(
+            heads=heads,
+            key_dim=widths["qk_dim_factor"],
+            value_dim=widths["v_dim_factor"],
+            norm=Norm(kind="layer", bias=bias, eps=config.number("norm_eps")),
+            chunk=config.size("chunk_size"),
+            bias=bias,
+        ),
+        FeedForward(
+            inner_dim=inner, gated=True, activation="silu", input_bias=bias, output_bias=bias
+        ),
+    )
+    return assemble(
+        config,
+        name,
+        [layer] * layers,
+        final_norm=rms_norm(config, "norm_eps"),
+        max_positions=None,
+        may_tie=False,
+    )
+
+
+def hrm_text(config: Config, name: str) -> ModelSpec:
+    """Read an HRM: two stacks of layers, each gone through several times.
+
+    A saved config gives the layers of all uses, and those of a stack in
+    ``num_layers_per_stack``. Source: ``models/hrm_text/configuration_hrm_text.py``,
+    ``modeling_hrm_text.py``.
+    """
+    config.ignore("num_hidden_layers")
+    stack = config.get("num_layers_per_stack")
+    layers = config.num_layers("num_hidden_layers" if stack is None else "num_layers_per_stack")
+    high, low = config.size("H_cycles"), config.size("L_cycles")
+    norm = Norm(kind="rms", elementwise=False, eps=config.number("rms_norm_eps"))
+    bias = config.flag("attention_bias")
+    parts = (
+        _attention(
+            config,
+            num_kv_heads=config.required_size("num_attention_heads"),
+            positions=rotary(config),
+            output_gate="element",
+            gate_bias=bias,
+        ),
+        feed_forward(config, bias=config.flag("mlp_bias")),
+    )
+    blocks = pre_norm(norm, *parts).blocks
+    lower, upper = (Layer(blocks=blocks, uses=uses) for uses in (high * low, high))
+    return assemble(
+        config,
+        name,
+        [lower] * layers + [upper] * layers,
+        final_norm=norm,
+        beside=(_FirstState(),),
+    )
+
+
+class _FirstState:
+    """The state that the lower stack of an HRM begins with."""
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit the vector."""
+        yield Entry(("other", ""), None, Scale(name="first_state", axes=(embed,)))
 
 
 def _attention(config: Config, **options: Any) -> Attention:

@@ -17,12 +17,15 @@ from llmcalc.spec.per_layer import (
     Streams,
 )
 from llmcalc.spec.recurrent import (
+    ChannelMix,
     GatedDelta,
     GatedLinearRecurrence,
     LinearAttention,
     Mamba,
     Mamba2,
+    MatrixMemory,
     ShortConvolution,
+    TimeMix,
 )
 from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.shared import SharedBlock
@@ -35,6 +38,7 @@ __all__ = [
     "Beside",
     "Block",
     "Cache",
+    "ChannelMix",
     "Chunk",
     "Constant",
     "Conv",
@@ -61,6 +65,7 @@ __all__ = [
     "LowRank",
     "Mamba",
     "Mamba2",
+    "MatrixMemory",
     "MaskedAttention",
     "Mix",
     "ModelSpec",
@@ -80,6 +85,7 @@ __all__ = [
     "StreamProjections",
     "Streams",
     "Table",
+    "TimeMix",
     "TopK",
     "Window",
     "runs",

@@ -22,12 +22,14 @@ __all__ = ["Entry", "Ledger", "StoredTensor"]
 class Entry:
     """An item at its place: `path` is (group, layer label), `count` the layers that have it.
 
-    `count` is `None` for what stands outside the layers and occurs once.
+    `count` is `None` for what stands outside the layers and occurs once. A step goes `uses` times
+    through each of the layers.
     """
 
     path: tuple[str, str]
     count: int | None
     item: Item
+    uses: int = 1
 
     @property
     def name(self) -> tuple[str, ...]:
@@ -36,6 +38,11 @@ class Entry:
 
     @property
     def times(self) -> tuple[Factor, ...]:
+        """The factors that count the layers and their uses; none outside them."""
+        return self.layers if self.uses == 1 else (*self.layers, (self.uses, "uses"))
+
+    @property
+    def layers(self) -> tuple[Factor, ...]:
         """The factor that counts the layers; none outside them."""
         return () if self.count is None else ((self.count, "layers"),)
 
@@ -116,7 +123,7 @@ def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
     for entry in entries:
         item = entry.item
         for suffix, rows, columns in _shapes(item):
-            times = entry.times
+            times = entry.layers
             if isinstance(item, Linear | Table | Scale) and item.storage is not None:
                 # A tied head stores no weight of its own, but it may have a bias.
                 key = item.storage, suffix == ".bias"

@@ -1,7 +1,6 @@
 """The whole model: layers of residual blocks between an embedding and a head.
 
 * `Block`: a residual step: norm, part, sum.
-* `ParallelBlock`: several parts that read the same input and are summed.
 * `Layer`: the blocks of one layer.
 * `LayerRun`: the same layer several times in a row; `runs` makes them from a list of layers.
 * `Part`: what a block can hold.
@@ -27,9 +26,8 @@ from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.items import Item, Scale
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
-from llmcalc.spec.shared import SharedBlock
 
-__all__ = ["Beside", "Block", "Layer", "LayerRun", "ModelSpec", "ParallelBlock", "Part", "runs"]
+__all__ = ["Beside", "Block", "Layer", "LayerRun", "ModelSpec", "Part", "Residual", "runs"]
 
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
@@ -55,6 +53,17 @@ class Part(Protocol):
         """Emit the items of the part in a model of width `embed`."""
 
 
+class Residual(Protocol):
+    """A residual step of a layer: `Block`, `ParallelBlock` or `SharedBlock`."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the step, in order."""
+
+    def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
+        """Emit the entries of `count` layers of width `embed` that have the label."""
+
+
 class Beside(Protocol):
     """What stands beside the layers, once: it emits entries of groups of its own."""
 
@@ -76,6 +85,11 @@ class Block:
     sum_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
     scaled: bool = attrs.field(default=False, validator=flag)
 
+    @property
+    def parts(self) -> tuple[Part]:
+        """The one part."""
+        return (self.part,)
+
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the block's items, under the group of the part and of the norms."""
         group = self.part.group
@@ -95,34 +109,14 @@ class Block:
 
 
 @attrs.frozen(kw_only=True)
-class ParallelBlock:
-    """Parts that read one input: ``x + sum of the blocks' parts of norm(x)``.
+class Layer:
+    """One layer: its residual blocks in order.
 
-    `norm` is what all parts share; each block may have norms of its own. `post_norm` normalises
-    the sum of the parts.
+    A looped model goes `uses` times through it: each use computes and caches, none stores more.
     """
 
-    blocks: tuple[Block, ...]
-    norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
-    post_norm: Norm | None = attrs.field(default=None, validator=_optional_norm)
-
-    def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
-        """Emit the items of all parts."""
-        if self.norm is not None:
-            for item in self.norm.items("norm", (embed,)):
-                yield Entry(("norms", label), count, item)
-        for block in self.blocks:
-            yield from block.entries(label, count, embed)
-        if self.post_norm is not None:
-            for item in self.post_norm.items("post_norm", (embed,)):
-                yield Entry(("norms", label), count, item)
-
-
-@attrs.frozen(kw_only=True)
-class Layer:
-    """One layer: its residual blocks in order."""
-
     blocks: tuple[Block | ParallelBlock | SharedBlock, ...]
+    uses: int = attrs.field(default=1, validator=size)
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -237,7 +231,8 @@ class ModelSpec:
             counts[run.label] = layer, count + run.count
         for label, (layer, count) in counts.items():
             for block in layer.blocks:
-                yield from block.entries(label, count, embed)
+                for entry in block.entries(label, count, embed):
+                    yield entry if layer.uses == 1 else attrs.evolve(entry, uses=layer.uses)
         if self.final_norm is not None:
             for item in self.final_norm.items("final_norm", (embed,)):
                 yield Entry(("norms", ""), None, item)

@@ -6,6 +6,8 @@
 * `LinearAttention`: lightning attention: a decaying sum of key-value products.
 * `GatedLinearRecurrence`: the RG-LRU of Griffin and RecurrentGemma.
 * `ShortConvolution`: a gated short convolution.
+* `MatrixMemory`: the mLSTM of xLSTM.
+* `TimeMix`, `ChannelMix`: the two parts of an RWKV-4 layer.
 
 Each cache is that of an engine: a convolution keeps its last kernel - 1 inputs, a recurrence its
 state. Tensor parallelism splits heads and channels evenly over the ranks.
@@ -26,12 +28,15 @@ from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Constant
 
 __all__ = [
+    "ChannelMix",
     "GatedDelta",
     "GatedLinearRecurrence",
     "LinearAttention",
     "Mamba",
     "Mamba2",
+    "MatrixMemory",
     "ShortConvolution",
+    "TimeMix",
 ]
 
 _optional = attrs.validators.optional
@@ -373,3 +378,111 @@ class ShortConvolution(_AnyWidth):
         yield Linear(name="in", into=(embed,), out=(channels,) * 3, bias=self.bias)
         yield from _convolution("conv", (channels,), self.kernel, self.bias)
         yield Linear(name="out", into=channels, out=((embed,),), bias=self.bias)
+
+
+@attrs.frozen(kw_only=True)
+class MatrixMemory(_AnyWidth):
+    """The mLSTM: each head sums key-value products, and the keys to normalise by, under gates.
+
+    A request holds the matrix, the vector and one stabiliser for each head. `norm` normalises
+    each head's result. `chunk` is as in `Mamba2`.
+
+    Source: Beck et al., "xLSTM" (2024), section 2.3.
+
+    >>> from llmcalc.spec import Axis, MatrixMemory, Norm
+    >>> part = MatrixMemory(heads=4, key_dim=8, value_dim=16, norm=Norm(kind="layer"), chunk=64)
+    >>> [item.name for item in part.items(Axis("embed", 64)) if type(item).__name__ == "Cache"]
+    ['state', 'normalizer', 'stabilizer']
+    """
+
+    label: ClassVar[str] = "mlstm"
+
+    heads: int = attrs.field(validator=size)
+    key_dim: int = attrs.field(validator=size)
+    value_dim: int = attrs.field(validator=size)
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+    chunk: int = attrs.field(validator=size)
+    bias: bool = attrs.field(default=False, validator=flag)
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit projections, gates, recurrence and caches."""
+        heads = Axis("recurrent_heads", self.heads)
+        key, value = Axis("key_dim", self.key_dim), Axis("value_dim", self.value_dim)
+        keys, values, held = (heads, key), (heads, value), (heads, key, value)
+        for name, out in (("q", keys), ("k", keys), ("v", values), ("gate", values)):
+            yield Linear(name=name, into=(embed,), out=(out,), bias=self.bias)
+        for name in ("input_gate", "forget_gate"):
+            yield Linear(name=name, into=(embed,), out=((heads,),), bias=True)
+        eager = EagerScan(
+            chunk=self.chunk,
+            padded=False,
+            within=self.heads * (self.key_dim + self.value_dim),
+            products=_WRITE_READ,
+            step_products=_WRITE_READ,
+        )
+        yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
+        eager = EagerScan(products=1, step_products=1)
+        yield Scan(name="normalize", state=keys, products=_WRITE_READ, eager=eager)
+        for name, axes in (("state", held), ("normalizer", keys), ("stabilizer", (heads,))):
+            yield Cache(name=name, role="state", shape=axes, span=Constant())
+        yield from self.norm.items("norm", values)
+        yield Linear(name="out", into=values, out=((embed,),), bias=self.bias)
+
+
+@attrs.frozen(kw_only=True)
+class TimeMix(_AnyWidth):
+    """RWKV-4's attention: each of `channels` keeps a decaying, weighted mean of its values.
+
+    A request holds its numerator, denominator and largest exponent, and the last input.
+
+    Source: Peng et al., "RWKV" (2023), section 3.1.
+
+    >>> from llmcalc.spec import Axis, TimeMix
+    >>> [item.name for item in TimeMix(channels=64).items(Axis("embed", 64))][-3:]
+    ['shift', 'state', 'output']
+    """
+
+    label: ClassVar[str] = "rwkv"
+
+    channels: int = attrs.field(validator=size)
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit projections, recurrence and caches."""
+        channels = Axis("channels", self.channels)
+        for name in ("decay", "first"):
+            yield Scale(name=name, axes=(channels,))
+        for name in ("key", "value", "receptance"):
+            yield Scale(name=f"mix_{name}", axes=(embed,))
+            yield Linear(name=name, into=(embed,), out=((channels,),))
+        held = (Axis("sums", 3), channels)
+        eager = EagerScan(products=0, step_products=0)
+        yield Scan(name="scan", state=(channels,), products=_WRITE_READ, eager=eager)
+        yield Cache(name="shift", role="state", shape=(embed,), span=Constant())
+        yield Cache(name="state", role="state", shape=held, span=Constant())
+        yield Linear(name="output", into=(channels,), out=((embed,),))
+
+
+@attrs.frozen(kw_only=True)
+class ChannelMix(_AnyWidth):
+    """RWKV-4's feed-forward: squared ReLU, weighed by a gate; a request holds the last input.
+
+    Source: Peng et al., "RWKV" (2023), section 3.1.
+
+    >>> from llmcalc.spec import Axis, ChannelMix
+    >>> [item.name for item in ChannelMix(inner_dim=256).items(Axis("embed", 64))][-2:]
+    ['shift', 'value']
+    """
+
+    group: ClassVar[str] = "feed_forward"
+    label: ClassVar[str] = ""
+
+    inner_dim: int = attrs.field(validator=size)
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit projections and cache."""
+        inner = Axis("inner", self.inner_dim)
+        for name, out in (("key", inner), ("receptance", embed)):
+            yield Scale(name=f"mix_{name}", axes=(embed,))
+            yield Linear(name=name, into=(embed,), out=((out,),))
+        yield Cache(name="shift", role="state", shape=(embed,), span=Constant())
+        yield Linear(name="value", into=(inner,), out=((embed,),))

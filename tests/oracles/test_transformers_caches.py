@@ -20,6 +20,9 @@ WITHOUT_CACHE = {
     "dbrx": "its cache was not measured: the module does not run on the meta device",
 }
 
+#: Bytes of the measured tensors that count positions.
+BOOKKEEPING = {"xlstm": 8}
+
 
 def _rows(name: str) -> list[Any]:
     return [
@@ -44,7 +47,7 @@ def test_caches_hold_the_bytes_of_the_tensors(row: dict[str, Any], measured: str
         state="fp32",
         policy="transformers",
     )
-    assert held.total == row[measured]["bytes_total"]
+    assert held.total + BOOKKEEPING.get(row["model_type"], 0) == row[measured]["bytes_total"]
 
 
 def test_recurrent_gemma_holds_the_bytes_of_its_states() -> None:
