@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llmcalc.lazy import exports
+
 if TYPE_CHECKING:
     from llmcalc import (
         breakdown,
@@ -60,29 +62,19 @@ __all__ = [
     "units",
 ]
 
-#: Where each public name that is not a module of its own comes from.
-_HOMES = {
-    "Breakdown": "breakdown",
-    "DeviceSpec": "hardware",
-    "LlmcalcError": "errors",
-    "ModelSpec": "spec",
-    "load_model": "huggingface",
-    **dict.fromkeys(("GB", "KB", "MB", "TB", "GiB", "KiB", "MiB", "TiB"), "units"),
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    home = _HOMES.get(name)
-    if home is None:
-        return import_module(f"{__name__}.{name}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "breakdown": ("Breakdown",),
+        "errors": ("LlmcalcError",),
+        "formats": (),
+        "hardware": ("DeviceSpec",),
+        "huggingface": ("load_model",),
+        "memory": (),
+        "plots": (),
+        "roofline": (),
+        "spec": ("ModelSpec",),
+        "units": ("GB", "KB", "MB", "TB", "GiB", "KiB", "MiB", "TiB"),
+    },
+    globals(),
+)

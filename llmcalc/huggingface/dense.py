@@ -33,7 +33,8 @@ from llmcalc.huggingface.reading import (
 )
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock
+from llmcalc.spec.model import Block, Layer, ModelSpec
+from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span, Window
 

@@ -27,7 +27,8 @@ from llmcalc.huggingface.reading import (
 )
 from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.model import Beside, Block, Layer, ModelSpec, ParallelBlock
+from llmcalc.spec.model import Beside, Block, Layer, ModelSpec
+from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.per_layer import (
     LowRank,

@@ -35,7 +35,8 @@ from llmcalc.huggingface.reading import (
 from llmcalc.spec.attention import Attention, Indexer
 from llmcalc.spec.experts import AttentionExperts, Experts
 from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
+from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window

@@ -34,7 +34,8 @@ from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.items import Scale
 from llmcalc.spec.ledger import Entry
-from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
+from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.recurrent import (
     ChannelMix,

@@ -1,35 +1,54 @@
-"""What a model is: axes, items, parts, and `ModelSpec`, composed of frozen classes of sizes."""
+"""What a model is: axes, items, parts, and `ModelSpec`, composed of frozen classes of sizes.
 
-from llmcalc.spec.attention import Attention, Indexer, LatentAttention, Rotary
-from llmcalc.spec.axes import Axis
-from llmcalc.spec.experts import AttentionExperts, Experts
-from llmcalc.spec.feed_forward import FeedForward, HeadTransform
-from llmcalc.spec.hyper import HyperConnection, HyperHead
-from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
-from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
-from llmcalc.spec.model import Beside, Block, Layer, LayerRun, ModelSpec, ParallelBlock, Part, runs
-from llmcalc.spec.parts import Embedding, Head, Norm
-from llmcalc.spec.per_layer import (
-    LowRank,
-    PerLayerEmbedding,
-    PerLayerInput,
-    StreamProjections,
-    Streams,
-)
-from llmcalc.spec.recurrent import (
-    ChannelMix,
-    GatedDelta,
-    GatedLinearRecurrence,
-    LinearAttention,
-    Mamba,
-    Mamba2,
-    MatrixMemory,
-    ShortConvolution,
-    TimeMix,
-)
-from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
-from llmcalc.spec.shared import SharedBlock
-from llmcalc.spec.spans import Chunk, Constant, Full, Span, TopK, Window
+Each name is imported from its module when it is first asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from llmcalc.lazy import exports
+
+if TYPE_CHECKING:
+    from llmcalc.spec.attention import Attention, Indexer, LatentAttention, Rotary
+    from llmcalc.spec.axes import Axis
+    from llmcalc.spec.compressed import CompressedAttention, Compressor
+    from llmcalc.spec.experts import AttentionExperts, Experts
+    from llmcalc.spec.feed_forward import FeedForward, HeadTransform
+    from llmcalc.spec.hyper import HyperConnection, HyperHead
+    from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
+    from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
+    from llmcalc.spec.model import Beside, Block, Layer, LayerRun, ModelSpec, Part, Residual, runs
+    from llmcalc.spec.parallel import ParallelBlock
+    from llmcalc.spec.parts import Embedding, Head, Norm
+    from llmcalc.spec.per_layer import (
+        LowRank,
+        PerLayerEmbedding,
+        PerLayerInput,
+        StreamProjections,
+        Streams,
+    )
+    from llmcalc.spec.recurrent import (
+        ChannelMix,
+        GatedDelta,
+        GatedLinearRecurrence,
+        LinearAttention,
+        Mamba,
+        Mamba2,
+        MatrixMemory,
+        ShortConvolution,
+        TimeMix,
+    )
+    from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
+    from llmcalc.spec.shared import SharedBlock
+    from llmcalc.spec.spans import (
+        Chunk,
+        Compressed,
+        Constant,
+        Full,
+        Remainder,
+        Span,
+        TopK,
+        Window,
+    )
 
 __all__ = [
     "Attention",
@@ -40,6 +59,9 @@ __all__ = [
     "Cache",
     "ChannelMix",
     "Chunk",
+    "Compressed",
+    "CompressedAttention",
+    "Compressor",
     "Constant",
     "Conv",
     "EagerScan",
@@ -65,8 +87,8 @@ __all__ = [
     "LowRank",
     "Mamba",
     "Mamba2",
-    "MatrixMemory",
     "MaskedAttention",
+    "MatrixMemory",
     "Mix",
     "ModelSpec",
     "Norm",
@@ -74,6 +96,8 @@ __all__ = [
     "Part",
     "PerLayerEmbedding",
     "PerLayerInput",
+    "Residual",
+    "Remainder",
     "RetrievedExperts",
     "Rotary",
     "Scale",
@@ -90,3 +114,98 @@ __all__ = [
     "Window",
     "runs",
 ]
+
+__getattr__, __dir__ = exports(
+    __name__,
+    {
+        "attention": (
+            "Attention",
+            "Indexer",
+            "LatentAttention",
+            "Rotary",
+        ),
+        "axes": ("Axis",),
+        "compressed": (
+            "CompressedAttention",
+            "Compressor",
+        ),
+        "experts": (
+            "AttentionExperts",
+            "Experts",
+        ),
+        "feed_forward": (
+            "FeedForward",
+            "HeadTransform",
+        ),
+        "hyper": (
+            "HyperConnection",
+            "HyperHead",
+        ),
+        "items": (
+            "Cache",
+            "Conv",
+            "EagerScan",
+            "Item",
+            "Linear",
+            "Mix",
+            "Scale",
+            "Scan",
+            "Table",
+        ),
+        "ledger": (
+            "Entry",
+            "Ledger",
+            "StoredTensor",
+        ),
+        "model": (
+            "Beside",
+            "Block",
+            "Layer",
+            "LayerRun",
+            "ModelSpec",
+            "Part",
+            "runs",
+            "Residual",
+        ),
+        "parallel": ("ParallelBlock",),
+        "parts": (
+            "Embedding",
+            "Head",
+            "Norm",
+        ),
+        "per_layer": (
+            "LowRank",
+            "PerLayerEmbedding",
+            "PerLayerInput",
+            "StreamProjections",
+            "Streams",
+        ),
+        "recurrent": (
+            "ChannelMix",
+            "GatedDelta",
+            "GatedLinearRecurrence",
+            "LinearAttention",
+            "Mamba",
+            "Mamba2",
+            "MatrixMemory",
+            "ShortConvolution",
+            "TimeMix",
+        ),
+        "retrieved": (
+            "MaskedAttention",
+            "RetrievedExperts",
+        ),
+        "shared": ("SharedBlock",),
+        "spans": (
+            "Chunk",
+            "Compressed",
+            "Constant",
+            "Full",
+            "Remainder",
+            "Span",
+            "TopK",
+            "Window",
+        ),
+    },
+    globals(),
+)

@@ -115,19 +115,14 @@ class Layer:
     A looped model goes `uses` times through it: each use computes and caches, none stores more.
     """
 
-    blocks: tuple[Block | ParallelBlock | SharedBlock, ...]
+    blocks: tuple[Residual, ...]
     uses: int = attrs.field(default=1, validator=size)
 
     @property
     def parts(self) -> Iterator[Part]:
         """The parts of all blocks, in order."""
         for block in self.blocks:
-            if isinstance(block, ParallelBlock):
-                yield from (inner.part for inner in block.blocks)
-            elif isinstance(block, SharedBlock):
-                yield from block.parts
-            else:
-                yield block.part
+            yield from block.parts
 
 
 @attrs.frozen(kw_only=True)
