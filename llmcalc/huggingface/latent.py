@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import attrs
 
+from llmcalc.boundary import LARGEST_SIZE
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.experts import always_silu, dense_first, experts, mixture, mlp_kinds
@@ -29,14 +30,17 @@ from llmcalc.huggingface.reading import (
     rotary,
 )
 from llmcalc.spec.attention import Indexer, LatentAttention
+from llmcalc.spec.compressed import CompressedAttention, Compressor
 from llmcalc.spec.experts import Experts
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.hyper import HyperConnection, HyperHead
-from llmcalc.spec.model import Block, Layer, ModelSpec, ParallelBlock, Part
+from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span, TopK, Window
 
 __all__ = [
+    "deepseek_v4",
     "dots3_note_text",
     "hy_v4",
     "axk1",
@@ -447,3 +451,92 @@ def _dots3_sparse(config: Config) -> list[bool]:
     if len(listed) < layers:
         raise InvalidValueError("moe_layer_freq", listed, f"must list 0 or 1 for {layers} layers")
     return [index >= first and bool(listed[index]) for index in range(layers)]
+
+
+_WINDOWED: Final = "sliding_attention"
+_SPARSE: Final = "compressed_sparse_attention"
+_HEAVY: Final = "heavily_compressed_attention"
+
+
+def deepseek_v4(config: Config, name: str) -> ModelSpec:
+    """Read a DeepSeek V4: windows and compressed positions, hyper-connections.
+
+    Source: ``models/deepseek_v4/configuration_deepseek_v4.py``, ``modeling_deepseek_v4.py``.
+    """
+    config.pass_over("qk_rope_head_dim", "num_hash_layers", "expert_dtype", "rope_scaling")
+    layers, streams, norm = config.num_layers(), config.size("hc_mult"), rms_norm(config)
+    rates = _compress_rates(config)
+
+    def mixer(kind: str) -> Part:
+        index: dict[str, int] = {}
+        if kind == _SPARSE:
+            index = {
+                "index_heads": config.size("index_n_heads"),
+                "index_dim": config.size("index_head_dim"),
+                "index_top": config.size("index_topk"),
+            }
+        return CompressedAttention(
+            query_heads=config.required_size("num_attention_heads"),
+            head_dim=config.size("head_dim"),
+            query_latent_dim=config.size("q_lora_rank"),
+            window=config.size("sliding_window"),
+            output_groups=config.size("o_groups"),
+            output_rank=config.size("o_lora_rank"),
+            norm=norm,
+            compressor=None
+            if kind == _WINDOWED
+            else Compressor(ratio=rates[kind], overlaps=kind == _SPARSE, norm=norm),
+            **index,
+        )
+
+    shared = feed_forward(
+        config, inner_dim=config.size("moe_intermediate_size"), bias=config.flag("mlp_bias")
+    )
+    return mixture(
+        config,
+        name,
+        lambda: experts(config, "n_routed_experts", shared=shared),
+        kinds=_compressed_kinds(config, layers),
+        mixer=mixer,
+        layer=lambda norm, mixer, inner: _hyper_layer(norm, mixer, inner, streams, combines=True),
+        beside=(HyperHead(streams=streams),),
+    )
+
+
+def _compress_rates(config: Config) -> dict[str, int]:
+    """Return how many positions make one, for each kind of layer that compresses."""
+    given: Mapping[str, Any] = config.mapping("compress_rates") or {_SPARSE: 4, _HEAVY: 128}
+    rates: dict[str, int] = {}
+    for kind, original in ((_SPARSE, "compress_rate_csa"), (_HEAVY, "compress_rate_hca")):
+        rate = config.given(original)
+        if rate is None:
+            rate = given.get(kind)
+        if type(rate) is not int or not 0 < rate <= LARGEST_SIZE:
+            raise InvalidValueError(
+                "compress_rates", rate, f"must be a positive integer for {kind}"
+            )
+        rates[kind] = rate
+    return rates
+
+
+def _compressed_kinds(config: Config, layers: int) -> list[str]:
+    """Return the kind of every layer of a DeepSeek V4; a list may be longer than the model."""
+    kinds: Any = config.get("layer_types")
+    ratios: Any = config.given("compress_ratios")
+    known = {0: _WINDOWED, 4: _SPARSE, 128: _HEAVY}
+    if kinds is None and ratios is not None:
+        if not isinstance(ratios, list | tuple) or any(
+            type(ratio) is not int or ratio not in known for ratio in ratios
+        ):
+            raise InvalidValueError("compress_ratios", ratios, "must list 0, 4 or 128")
+        kinds = [known[ratio] for ratio in ratios]
+    if kinds is None:
+        return [_SPARSE if i > 1 and i % 2 else _HEAVY for i in range(layers)]
+    if not isinstance(kinds, list | tuple) or len(kinds) < layers:
+        raise InvalidValueError("layer_types", kinds, f"must list the kind of all {layers} layers")
+    for kind in kinds[:layers]:
+        if kind not in known.values():
+            raise InvalidValueError(
+                "layer_types", kind, f"must be one of {', '.join(known.values())}"
+            )
+    return list(kinds[:layers])

@@ -113,6 +113,7 @@ READERS: Final[dict[str, str]] = {
     "deepseek_v2": "latent.deepseek_v2",
     "deepseek_v3": "latent.deepseek_v3",
     "deepseek_v32": "latent.deepseek_v32",
+    "deepseek_v4": "latent.deepseek_v4",
     "dots3_note_text": "latent.dots3_note_text",
     "glm4_moe_lite": "latent.glm4_moe_lite",
     "glm_moe_dsa": "latent.glm_moe_dsa",

@@ -4,6 +4,8 @@
 * `Window`: the last few positions.
 * `Chunk`: the positions of the query's own chunk.
 * `TopK`: as many positions as an indexer picks; all are held.
+* `Compressed`: one slot for several positions.
+* `Remainder`: the positions that do not make up such a slot yet.
 * `Constant`: a state that does not grow, such as that of a recurrence.
 
 Each span answers six questions, for integers and for integer arrays alike:
@@ -24,7 +26,7 @@ import attrs
 
 from llmcalc.boundary import size, smaller
 
-__all__ = ["Chunk", "Constant", "Full", "Span", "TopK", "Window"]
+__all__ = ["Chunk", "Compressed", "Constant", "Full", "Remainder", "Span", "TopK", "Window"]
 
 
 @attrs.frozen
@@ -226,4 +228,93 @@ class Constant:
         return self.pairs(new, past)
 
 
-Span: TypeAlias = Full | Window | Chunk | TopK | Constant
+@attrs.frozen
+class Compressed:
+    """Every `ratio` positions give one slot once they are complete; a query attends the slots.
+
+    With `most`, it attends that many at most, which an indexer picks.
+
+    >>> from llmcalc.spec import Compressed
+    >>> Compressed(4).slots(1023), Compressed(4).pairs(new=2, past=3)
+    (255, 2)
+    """
+
+    ratio: int = attrs.field(validator=size)
+    most: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+
+    @property
+    def slot_name(self) -> str:
+        """One slot for several tokens."""
+        return f"slots of {self.ratio} tokens"
+
+    @property
+    def most_slots(self) -> int | None:
+        """`None`: the cache grows with the context."""
+        return None
+
+    def slots(self, context: Any) -> Any:
+        """Return the complete slots."""
+        return context // self.ratio
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return the sum of the slots that are complete at each of the new tokens' positions."""
+        return self._pairs_up_to(past + new) - self._pairs_up_to(past)
+
+    def _pairs_up_to(self, context: Any) -> Any:
+        full = self.most is not None and self.most * self.ratio <= _LONGEST
+        growing = smaller(context, (self.most or 0) * self.ratio) if full else context
+        slots = growing // self.ratio
+        pairs = slots * (slots - 1) // 2 * self.ratio + slots * (growing % self.ratio + 1)
+        return pairs + (context - growing) * (self.most or 0) if full else pairs
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return the slots that are complete after the step."""
+        return (past + new) // self.ratio
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return a bound of what is subtracted, too."""
+        return (past + new) * ((past + new) // self.ratio + 1)
+
+
+@attrs.frozen
+class Remainder:
+    """The positions that do not make up a whole of `size` yet.
+
+    >>> from llmcalc.spec import Remainder
+    >>> Remainder(4).slots(1023)
+    3
+    """
+
+    size: int = attrs.field(validator=size)
+
+    @property
+    def slot_name(self) -> str:
+        """One slot for each token that is left over."""
+        return f"tokens (of {self.size})"
+
+    @property
+    def most_slots(self) -> int | None:
+        """One less than the size."""
+        return self.size - 1
+
+    def slots(self, context: Any) -> Any:
+        """Return the rest of the context."""
+        return context % self.size
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return one for each new token: none is attended, each is kept."""
+        return new + past * 0
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return what is left over after the step."""
+        return self.slots(past + new)
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs, which grow with the workload."""
+        return self.pairs(new, past)
+
+
+#: No context is longer than this; where a limit is beyond it, it never binds.
+_LONGEST = 2**48
+
+Span: TypeAlias = Full | Window | Chunk | TopK | Compressed | Remainder | Constant

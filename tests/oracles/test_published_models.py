@@ -60,6 +60,7 @@ JOINED: dict[str, tuple[str, ...]] = {
     "zamba": ("attention", "norms"),
     "zamba2": ("attention", "norms"),
     # the hyper-connections are attn_hc and ffn_hc
+    "deepseek_v4": ("attention", "feed_forward", "other"),
     "hy_v4": ("attention", "feed_forward", "other"),
     # norm_attn_norm holds the norms of the block
     "dbrx": ("attention", "norms"),
