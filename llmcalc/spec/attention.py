@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import attrs
 
 from llmcalc.boundary import flag, instance_of, one_of, size
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
@@ -25,8 +26,8 @@ __all__ = ["Attention", "Indexer", "LatentAttention", "Rotary"]
 _optional = attrs.validators.optional
 
 
-@attrs.frozen(kw_only=True)
-class Rotary:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Rotary(Described):
     """Rotary position embedding over the head, or over the first `fraction` of it.
 
     `theta` is the base of the frequencies; `scaling` names a scheme that changes them
@@ -38,8 +39,8 @@ class Rotary:
     fraction: float = 1.0
 
 
-@attrs.frozen(kw_only=True)
-class Indexer:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Indexer(Described):
     """The indexer of sparse attention: it scores all positions, of which a query attends a few.
 
     `heads` small queries score one key of `head_dim` that is cached for each position. The
@@ -71,8 +72,8 @@ class Indexer:
         yield Mix(name="index", heads=heads, query_key=head, value=score, span=Full())
 
 
-@attrs.frozen(kw_only=True)
-class Attention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Attention(Described):
     """Softmax attention of `query_heads` queries over `kv_heads` keys and values.
 
     `query_heads` == `kv_heads` is multi-head, `kv_heads` == 1 multi-query, between them
@@ -218,8 +219,8 @@ class Attention:
             yield Scale(name="gate_bias", axes=(queries,))
 
 
-@attrs.frozen(kw_only=True)
-class LatentAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class LatentAttention(Described):
     """Multi-head latent attention: keys and values are computed from one latent for all heads.
 
     A token caches its latent of `latent_dim` elements and a rotary key of `rope_dim`. A head's

@@ -15,6 +15,7 @@ import attrs
 
 from llmcalc.boundary import whole_number
 from llmcalc.breakdown import Factor
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 
 __all__ = ["Axis", "check_ranks", "is_split", "rank_size"]
@@ -35,8 +36,8 @@ _SPLITS: Final = {
 }
 
 
-@attrs.frozen
-class Axis:
+@attrs.frozen(repr=False, eq=False)
+class Axis(Described):
     """A named dimension of a tensor.
 
     >>> from llmcalc.spec import Axis

@@ -12,6 +12,7 @@ from typing import ClassVar, Final, Literal, TypeAlias, get_args
 import attrs
 
 from llmcalc.boundary import flag, instance_of, one_of, size
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Scale
 from llmcalc.spec.ledger import Entry
@@ -36,8 +37,8 @@ def learned_activation(activation: Activation) -> Iterator[Item]:
         yield Scale(name="activation", axes=(Axis("activation", learned),))
 
 
-@attrs.frozen(kw_only=True)
-class FeedForward:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class FeedForward(Described):
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
 
     `input_bias` is the bias of gate and up, `output_bias` that of down; `inner_norm` normalises
@@ -79,8 +80,8 @@ class FeedForward:
         yield Linear(name="down", into=(inner,), out=((embed,),), bias=self.output_bias)
 
 
-@attrs.frozen(kw_only=True)
-class HeadTransform:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class HeadTransform(Described):
     """What stands before the head: a square matrix, an activation and a norm.
 
     >>> from llmcalc.spec import Axis, HeadTransform, Norm

@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.spans import Full, Span
 
@@ -43,8 +44,8 @@ Tokens: TypeAlias = Literal["all", "logits", "latent"]
 CacheRole: TypeAlias = Literal["kv", "latent", "index", "state", "conv"]
 
 
-@attrs.frozen(kw_only=True)
-class Linear:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Linear(Described):
     """A matrix multiply: `into` is contracted, `out` is produced.
 
     `out` has several pieces where one stored matrix produces several results, each split by
@@ -70,8 +71,8 @@ class Linear:
     span: Span = attrs.field(default=Full())
 
 
-@attrs.frozen(kw_only=True)
-class Table:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Table(Described):
     """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`.
 
     `active` is the number of rows that count as active, `None` for all.
@@ -84,8 +85,8 @@ class Table:
     active: int | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Scale:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Scale(Described):
     """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`."""
 
     name: str
@@ -93,8 +94,8 @@ class Scale:
     storage: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Conv:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Conv(Described):
     """A causal convolution of `channels` over `kernel` positions, each channel by itself.
 
     With `into`, each channel reads those of its group instead: `into` of them.
@@ -107,8 +108,8 @@ class Conv:
     bias: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Cache:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Cache(Described):
     """What one request holds: `shape` elements for each slot of its `span`.
 
     `in_transformers` lists the shapes and spans that transformers holds instead, where that is
@@ -122,8 +123,8 @@ class Cache:
     in_transformers: tuple[tuple[Axes, Span], ...] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Mix:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Mix(Described):
     """Attention's weightless work over the positions of `span`.
 
     `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
@@ -140,8 +141,8 @@ class Mix:
     eager_span: Span | None = None
 
 
-@attrs.frozen(kw_only=True)
-class EagerScan:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class EagerScan(Described):
     """The matrix products of a recurrence in transformers without its optional kernels.
 
     Several tokens are computed in chunks of `chunk` positions, the last of them `padded` or not.
@@ -160,8 +161,8 @@ class EagerScan:
     stepwise: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Scan:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Scan(Described):
     """A recurrence: each token passes `products` times over a state of `state` elements.
 
     `eager` says what transformers computes instead, where that is something else.

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator
 import attrs
 
 from llmcalc.breakdown import Factor
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axes, Axis, factors
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "StoredTensor"]
 
 
-@attrs.frozen
-class Entry:
+@attrs.frozen(repr=False, eq=False)
+class Entry(Described):
     """An item at its place: `path` is (group, layer label), `count` the layers that have it.
 
     `count` is `None` for what stands outside the layers and occurs once. A step goes `uses` times
@@ -47,8 +48,8 @@ class Entry:
         return () if self.count is None else ((self.count, "layers"),)
 
 
-@attrs.frozen
-class StoredTensor:
+@attrs.frozen(repr=False, eq=False)
+class StoredTensor(Described):
     """A weight as it is stored, a matrix: `rows` and `columns` are each a sum of pieces.
 
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.

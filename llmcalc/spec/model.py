@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import attrs
 
 from llmcalc.boundary import choice, flag, instance_of, size, whole_number
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
@@ -71,8 +72,8 @@ class Beside(Protocol):
         """Emit the entries in a model of width `embed`."""
 
 
-@attrs.frozen(kw_only=True)
-class Block:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Block(Described):
     """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one.
 
     `sum_norm` normalises the sum: ``sum_norm(x + part(x))``. With `scaled` each element of ``x``
@@ -108,8 +109,8 @@ class Block:
                 yield Entry(("norms", label), count, item)
 
 
-@attrs.frozen(kw_only=True)
-class Layer:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Layer(Described):
     """One layer: its residual blocks in order.
 
     A looped model goes `uses` times through it: each use computes and caches, none stores more.
@@ -125,8 +126,8 @@ class Layer:
             yield from block.parts
 
 
-@attrs.frozen(kw_only=True)
-class LayerRun:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class LayerRun(Described):
     """`count` equal layers in a row, under one label."""
 
     count: int = attrs.field(validator=size)
@@ -155,8 +156,8 @@ def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     return tuple(result)
 
 
-@attrs.frozen(kw_only=True, slots=False)
-class ModelSpec:
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class ModelSpec(Described):
     """A decoder, described by sizes. Every quantity of it is a fold over its `ledger`.
 
     `max_positions` is the longest context that the model was made for, `None` where nothing

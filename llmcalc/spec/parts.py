@@ -13,6 +13,7 @@ from typing import Literal
 import attrs
 
 from llmcalc.boundary import flag, instance_of, one_of, size
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Item, Linear, Scale, Table
 
@@ -22,8 +23,8 @@ __all__ = ["TOKEN_TABLE", "Embedding", "Head", "Norm"]
 TOKEN_TABLE = "token"
 
 
-@attrs.frozen(kw_only=True)
-class Norm:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Norm(Described):
     """A norm over the last axis: ``"rms"`` (a weight) or ``"layer"`` (a weight and a bias).
 
     `bias` is `None` for the kind's usual bias; a norm that is not `elementwise` has no parameters
@@ -59,8 +60,8 @@ class Norm:
             yield Linear(name=f"{name}.gate_up", into=(rank,), out=(axes,))
 
 
-@attrs.frozen(kw_only=True)
-class Embedding:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Embedding(Described):
     """The token table of `vocab_size` rows, and a table of `learned_positions` rows if given.
 
     `sinusoidal` positions are computed and added. With `width` the token table has rows of that
@@ -99,8 +100,8 @@ class Embedding:
             yield Table(name="position", rows=positions, row=(embed,))
 
 
-@attrs.frozen(kw_only=True)
-class Head:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Head(Described):
     """The projection from the last hidden state to logits; `tied` shares the token table.
 
     With `width` a matrix first brings the hidden state to that many elements.

@@ -25,12 +25,13 @@ from typing import Any, TypeAlias
 import attrs
 
 from llmcalc.boundary import size, smaller
+from llmcalc.described import Described
 
 __all__ = ["Chunk", "Compressed", "Constant", "Full", "Remainder", "Span", "TopK", "Window"]
 
 
-@attrs.frozen
-class Full:
+@attrs.frozen(repr=False, eq=False)
+class Full(Described):
     """Every position up to the query's own is attended, and every position is held.
 
     >>> from llmcalc.spec import Full
@@ -65,8 +66,8 @@ class Full:
         return self.pairs(new, past)
 
 
-@attrs.frozen
-class Window:
+@attrs.frozen(repr=False, eq=False)
+class Window(Described):
     """The query's own position and the `size` - 1 before it are attended; `size` slots are held.
 
     >>> from llmcalc.spec import Window
@@ -105,8 +106,8 @@ class Window:
         return self.pairs(new, past)
 
 
-@attrs.frozen
-class Chunk:
+@attrs.frozen(repr=False, eq=False)
+class Chunk(Described):
     """Positions are cut into chunks of `size`; a query attends its own chunk up to itself.
 
     What a request holds is given at its peak: the end of a chunk.
@@ -154,8 +155,8 @@ class Chunk:
         return new * smaller(past + new, self.size)
 
 
-@attrs.frozen
-class TopK:
+@attrs.frozen(repr=False, eq=False)
+class TopK(Described):
     """Every position is held; a query attends the `count` that an indexer picks among them.
 
     >>> from llmcalc.spec import TopK
@@ -192,8 +193,8 @@ class TopK:
         return self.pairs(new, past)
 
 
-@attrs.frozen
-class Constant:
+@attrs.frozen(repr=False, eq=False)
+class Constant(Described):
     """One state a request, whatever its context.
 
     >>> from llmcalc.spec import Constant
@@ -228,8 +229,8 @@ class Constant:
         return self.pairs(new, past)
 
 
-@attrs.frozen
-class Compressed:
+@attrs.frozen(repr=False, eq=False)
+class Compressed(Described):
     """Every `ratio` positions give one slot once they are complete; a query attends the slots.
 
     With `most`, it attends that many at most, which an indexer picks.
@@ -276,8 +277,8 @@ class Compressed:
         return (past + new) * ((past + new) // self.ratio + 1)
 
 
-@attrs.frozen
-class Remainder:
+@attrs.frozen(repr=False, eq=False)
+class Remainder(Described):
     """The positions that do not make up a whole of `size` yet.
 
     >>> from llmcalc.spec import Remainder

@@ -1,0 +1,63 @@
+"""What the frozen classes of this library share.
+
+* `Described`: how they are shown, compared and hashed: by type and fields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+__all__ = ["Described"]
+
+
+class Described:
+    """The base of `attrs` classes that are shown, compared and hashed by their fields.
+
+    It stands in for the methods that `attrs` would write for each class: writing those takes
+    longer than an answer does.
+
+    >>> import attrs
+    >>> from llmcalc.described import Described
+    >>> @attrs.frozen(repr=False, eq=False)
+    ... class Pair(Described):
+    ...     left: int
+    ...     right: int
+    >>> Pair(1, 2), Pair(1, 2) == Pair(1, 2), Pair(1, 2) == Pair(2, 1)
+    (Pair(left=1, right=2), True, False)
+    """
+
+    __slots__ = ()
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, name) for name in _compared(type(self))])
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in attrs.fields(type(self))  # type: ignore[arg-type]  # subclasses are attrs
+            if field.repr
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        return self._values() == other._values()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._values()))
+
+
+def _compared(cls: type[Any]) -> tuple[str, ...]:
+    """Return the names of the fields that equality rests on."""
+    names = _FIELDS.get(cls)
+    if names is None:
+        names = _FIELDS[cls] = tuple(field.name for field in attrs.fields(cls) if field.eq)
+    return names
+
+
+_FIELDS: dict[type[Any], tuple[str, ...]] = {}
