@@ -53,8 +53,12 @@ class Eager:
 
     def within(self, scan: EagerScan) -> Any:
         """Return the pairs of positions that share a chunk."""
-        rest = self.new % scan.chunk if not scan.padded and not self.bound else 0
-        pairs = (self._tokens(scan) - rest) * scan.chunk + rest * rest
+        tokens, rest = self._tokens(scan), 0
+        if scan.rest != "padded" and not self.bound:
+            rest = self.new % scan.chunk
+        pairs = (tokens - rest) * scan.chunk
+        if scan.rest == "part":
+            pairs = pairs + rest * rest
         return self._in_chunks(scan) * pairs
 
     def across(self, scan: EagerScan) -> Any:
@@ -72,7 +76,7 @@ class Eager:
 
     def _tokens(self, scan: EagerScan) -> Any:
         """Return the tokens, up to whole chunks where the last one is padded."""
-        if scan.padded or self.bound:
+        if scan.rest == "padded" or self.bound:
             return -(-self.new // scan.chunk) * scan.chunk
         return self.new
 

@@ -145,7 +145,8 @@ class Mix(Described):
 class EagerScan(Described):
     """The matrix products of a recurrence in transformers without its optional kernels.
 
-    Several tokens are computed in chunks of `chunk` positions, the last of them `padded` or not.
+    Several tokens are computed in chunks of `chunk` positions. Those that fill no chunk are
+    ``"padded"`` to one, or they are a ``"part"`` of one, or ``"steps"`` by themselves (`rest`).
     Each token passes `products` times over the state, and meets each position of its chunk in
     `within` elements. With `across`, the state of each chunk is a sum over those of all chunks.
     A single token that follows others passes `step_products` times over the state, or, where
@@ -155,7 +156,7 @@ class EagerScan(Described):
     products: int
     step_products: int
     chunk: int = 1
-    padded: bool = True
+    rest: Literal["padded", "part", "steps"] = "padded"
     within: int = 0
     across: bool = False
     stepwise: bool = False

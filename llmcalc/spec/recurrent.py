@@ -307,7 +307,7 @@ class LinearAttention(_AnyWidth):
         yield Linear(name="qkv", into=(embed,), out=(inner, inner, inner))
         eager = EagerScan(
             chunk=self.chunk,
-            padded=False,
+            rest="part",
             stepwise=True,
             within=2 * self.heads * self.head_dim,
             products=_WRITE_READ,
@@ -415,7 +415,7 @@ class MatrixMemory(_AnyWidth):
             yield Linear(name=name, into=(embed,), out=((heads,),), bias=True)
         eager = EagerScan(
             chunk=self.chunk,
-            padded=False,
+            rest="steps",
             within=self.heads * (self.key_dim + self.value_dim),
             products=_WRITE_READ,
             step_products=_WRITE_READ,
