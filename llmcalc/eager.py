@@ -35,12 +35,18 @@ class Eager:
         """Return the (query, key) pairs: each query meets all keys at hand."""
         return self.new * span.present(self.new, self.past)
 
+    def attended(self, span: Span) -> Any:
+        """Return the pairs that are attended, where no other is computed."""
+        return (span.most_pairs if self.bound else span.pairs)(self.new, self.past)
+
     def outputs(self, item: Conv) -> Any:
         """Return the outputs of a convolution that pads both ends.
 
         A single token is convolved with all inputs that are kept, several that follow others
         with these before them.
         """
+        if item.eager_more is not None:
+            return self.new + smaller(self.new, 1) * item.eager_more
         follows, alone = self._follows, self._alone
         padded = self.new + item.kernel - 1 + follows * item.kernel
         some = smaller(self.new, 1)

@@ -33,15 +33,24 @@ from llmcalc.huggingface.reading import (
     window_span,
 )
 from llmcalc.spec.attention import Attention, Indexer
-from llmcalc.spec.experts import AttentionExperts, Experts
+from llmcalc.spec.convolved import (
+    ConvolvedAttention,
+    InputScale,
+    OutputConvolution,
+    RelativeAttention,
+    ResidualScale,
+)
+from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec, Part
 from llmcalc.spec.parallel import ParallelBlock
-from llmcalc.spec.parts import Norm
+from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window
 
 __all__ = [
+    "inkling_text",
+    "zaya",
     "always_silu",
     "beam",
     "minimax_m3_vl_text",
@@ -1067,4 +1076,112 @@ def beam(config: Config, name: str) -> ModelSpec:
         kinds=window_kinds(config, lambda index: (index + 1) % 6 != 0 and index != last),
         mixer=mixer,
         layer=_sandwich,
+    )
+
+
+def inkling_text(config: Config, name: str) -> ModelSpec:
+    """Read the language model of an Inkling: convolutions, biases by distance, no rotary.
+
+    Windowed layers have heads of their own (``models/inkling/configuration_inkling.py``,
+    ``modeling_inkling.py``).
+    """
+    config.pass_over("number_of_conv_states")
+    layers, kernel, norm = config.num_layers(), config.size("conv_kernel_size"), rms_norm(config)
+    kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding"))
+    if kinds is None:
+        local = config.get("local_layer_ids")
+        if local is None:
+            local = [index for index in range(layers) if (index + 1) % 6]
+        if not isinstance(local, list | tuple) or not all(type(index) is int for index in local):
+            raise InvalidValueError("local_layer_ids", local, "must list indices of layers")
+        windowed = set(local)
+        kinds = ["hybrid_sliding" if index in windowed else "hybrid" for index in range(layers)]
+    inner, expert_inner = "intermediate_size", "moe_intermediate_size"
+    if config.given("dense_intermediate_size") is not None:
+        inner, expert_inner = "dense_intermediate_size", "intermediate_size"
+
+    def mixer(kind: str) -> Part:
+        own, window = (
+            ("", None) if kind == "hybrid" else ("swa_", config.size("sliding_window_size"))
+        )
+        return RelativeAttention(
+            query_heads=config.size(f"{own}num_attention_heads"),
+            kv_heads=config.size(f"{own}num_key_value_heads"),
+            head_dim=config.size(f"{own}head_dim"),
+            profiles=config.size("d_rel"),
+            extent=config.size("rel_extent") if window is None else window,
+            kernel=kernel,
+            norm=norm,
+            span=Full() if window is None else Window(window),
+        )
+
+    def layer(norm: Norm, mixer: Part, inner: Part) -> Layer:
+        parts = ((mixer, "attention"), (inner, "feed_forward"))
+        blocks = [
+            (Block(part=part, norm=norm), Block(part=OutputConvolution(name=name, kernel=kernel)))
+            for part, name in parts
+        ]
+        return Layer(blocks=tuple(block for pair in blocks for block in pair))
+
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config,
+            "n_routed_experts",
+            expert_inner,
+            shared_count="n_shared_experts",
+            more_choices=config.count("n_shared_experts") or None,
+            router_factor=True,
+        ),
+        dense=lambda: attrs.evolve(feed_forward(config, inner), factor=True),
+        sparse=mlp_kinds(config, config.integer("dense_mlp_idx", 0)),
+        kinds=kinds,
+        mixer=mixer,
+        layer=layer,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
+        may_tie=False,
+    )
+
+
+def zaya(config: Config, name: str) -> ModelSpec:
+    """Read a ZAYA: convolved attention, routers of several matrices, scaled residual sums.
+
+    The router may choose none of the experts; transformers computes one nevertheless
+    (``models/zaya/configuration_zaya.py``, ``modeling_zaya.py``).
+    """
+    layers, norm = config.num_layers(), rms_norm(config)
+    kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding")) or ["hybrid"] * layers
+    window = window_span(config)
+    routed = experts(config, "num_experts", more_choices=1)
+
+    def make(plan: tuple[str, bool]) -> Layer:
+        kind, carries = plan
+        mixer = ConvolvedAttention(
+            query_heads=config.required_size("num_attention_heads"),
+            kv_heads=config.required_size("num_key_value_heads"),
+            head_dim=config.size("head_dim"),
+            kernels=(config.size("cca_time0"), config.size("cca_time1")),
+            bias=config.flag("attention_bias"),
+            span=window if kind == "hybrid_sliding" else Full(),
+        )
+        router = RouterNetwork(width=config.size("router_hidden_size"), norm=norm, carries=carries)
+        return Layer(
+            blocks=(
+                Block(part=mixer, norm=norm),
+                Block(part=ResidualScale(name="attention")),
+                Block(part=attrs.evolve(routed, router_network=router), norm=norm),
+                Block(part=ResidualScale(name="feed_forward")),
+            )
+        )
+
+    plans = [(kind, index > 0) for index, kind in enumerate(kinds)]
+    return assemble(
+        config,
+        name,
+        each_once(plans, make),
+        final_norm=norm,
+        head_bias=config.flag("lm_head_bias"),
+        beside=(InputScale(),),
+        remarks=("the router may choose no expert: active parameters are a bound",),
     )

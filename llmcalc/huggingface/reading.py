@@ -183,7 +183,7 @@ def assemble(
         layers=runs(layers),
         final_norm=final_norm,
         head=Head(
-            tied=config.flag("tie_word_embeddings") and may_tie, bias=head_bias, width=head_width
+            tied=may_tie and config.flag("tie_word_embeddings"), bias=head_bias, width=head_width
         ),
         max_positions=None if max_positions is None else config.optional_size(max_positions),
         beside=beside,

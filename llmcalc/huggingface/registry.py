@@ -93,6 +93,7 @@ READERS: Final[dict[str, str]] = {
     "granitemoeshared": "experts.granitemoe",
     "hunyuan_v1_moe": "experts.hunyuan_v1_moe",
     "hy_v3": "experts.hy_v3",
+    "inkling_text": "experts.inkling_text",
     "jetmoe": "experts.jetmoe",
     "kolibri1": "experts.kolibri1",
     "laguna": "experts.laguna",
@@ -107,6 +108,7 @@ READERS: Final[dict[str, str]] = {
     "qwen2_moe": "experts.qwen2_moe",
     "qwen3_moe": "experts.qwen3_moe",
     "solar_open": "experts.solar_open",
+    "zaya": "experts.zaya",
     # Latent attention.
     "axk1": "latent.axk1",
     "axk2": "latent.axk2",
@@ -141,6 +143,7 @@ READERS: Final[dict[str, str]] = {
     "qwen3_5_moe_text": "recurrent.qwen3_5",
     "qwen3_5_text": "recurrent.qwen3_5",
     "qwen3_next": "recurrent.qwen3_next",
+    "qwen4_exp_text": "qwen4.qwen4_exp",
     "recurrent_gemma": "recurrent.recurrent_gemma",
     "rwkv": "recurrent.rwkv",
     "xlstm": "recurrent.xlstm",

@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from llmcalc.spec.attention import Attention, Indexer, LatentAttention, Rotary
     from llmcalc.spec.axes import Axis
     from llmcalc.spec.compressed import CompressedAttention, Compressor
-    from llmcalc.spec.experts import AttentionExperts, Experts
+    from llmcalc.spec.convolved import (
+        ConvolvedAttention,
+        InputScale,
+        OutputConvolution,
+        RelativeAttention,
+        ResidualScale,
+    )
+    from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
     from llmcalc.spec.feed_forward import FeedForward, HeadTransform
     from llmcalc.spec.hyper import HyperConnection, HyperHead
     from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
@@ -64,6 +71,7 @@ __all__ = [
     "Compressor",
     "Constant",
     "Conv",
+    "ConvolvedAttention",
     "EagerScan",
     "Embedding",
     "Entry",
@@ -77,6 +85,7 @@ __all__ = [
     "HyperConnection",
     "HyperHead",
     "Indexer",
+    "InputScale",
     "Item",
     "LatentAttention",
     "Layer",
@@ -92,14 +101,18 @@ __all__ = [
     "Mix",
     "ModelSpec",
     "Norm",
+    "OutputConvolution",
     "ParallelBlock",
     "Part",
     "PerLayerEmbedding",
     "PerLayerInput",
-    "Residual",
+    "RelativeAttention",
     "Remainder",
+    "Residual",
+    "ResidualScale",
     "RetrievedExperts",
     "Rotary",
+    "RouterNetwork",
     "Scale",
     "Scan",
     "SharedBlock",
@@ -129,9 +142,17 @@ __getattr__, __dir__ = exports(
             "CompressedAttention",
             "Compressor",
         ),
+        "convolved": (
+            "ConvolvedAttention",
+            "InputScale",
+            "OutputConvolution",
+            "RelativeAttention",
+            "ResidualScale",
+        ),
         "experts": (
             "AttentionExperts",
             "Experts",
+            "RouterNetwork",
         ),
         "feed_forward": (
             "FeedForward",

@@ -1,5 +1,6 @@
 """Mixtures of experts.
 
+* `RouterNetwork`: a router of several matrices.
 * `Experts`: a router and its experts, of which each token uses a few, with what all tokens use.
 * `AttentionExperts`: attention whose query and output projections are experts.
 """
@@ -16,9 +17,33 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale, Table
+from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span
 
-__all__ = ["AttentionExperts", "Experts"]
+__all__ = ["AttentionExperts", "Experts", "RouterNetwork"]
+
+
+@attrs.frozen(kw_only=True)
+class RouterNetwork:
+    """A router of several matrices of `width`: down, two with biases, and one to the choices.
+
+    With `carries` it adds the inner state of the router of the layer before, by trained factors.
+    """
+
+    width: int = attrs.field(validator=size)
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+    carries: bool = attrs.field(validator=flag)
+
+    def items(self, embed: Axis, choices: Axis) -> Iterator[Item]:
+        """Emit the matrices, the factors and the norm."""
+        width = Axis("router", self.width)
+        yield Linear(name="router.down", into=(embed,), out=((width,),), bias=True)
+        if self.carries:
+            yield Scale(name="router.carried", axes=(width,))
+        yield from self.norm.items("router.norm", (width,))
+        for name in ("router.1", "router.2"):
+            yield Linear(name=name, into=(width,), out=((width,),), bias=True)
+        yield Linear(name="router", into=(width,), out=((choices,),))
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +54,9 @@ class Experts:
     with `shared_gate`. `router_correction` is a trained offset of each expert's score.
     `output_bias` is one of the sum of the experts' results, `router_scale` a trained scale of
     what the router reads.
+    `more_choices` are further results of the router, for shared experts or for none of the
+    routed ones; `router_factor` is one factor of them all; a `router_network` stands for the
+    matrix of the router.
     `no_op_experts` are further ones that the router may pick and that pass their input on, so
     that `experts_per_token` is the most that a token meets of the others. Transformers stores
     gate and up matrices for them, which nothing reads.
@@ -58,6 +86,9 @@ class Experts:
     router_bias: bool = attrs.field(default=False, validator=flag)
     router_correction: bool = attrs.field(default=False, validator=flag)
     no_op_experts: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    more_choices: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
+    router_factor: bool = attrs.field(default=False, validator=flag)
+    router_network: RouterNetwork | None = attrs.field(default=None)
     output_bias: bool = attrs.field(default=False, validator=flag)
     router_scale: bool = attrs.field(default=False, validator=flag)
     latent_dim: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
@@ -75,12 +106,7 @@ class Experts:
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, the experts and what is shared."""
         experts = Axis("experts", self.num_experts)
-        choices = Axis("experts", self.num_experts + (self.no_op_experts or 0))
-        yield Linear(name="router", into=(embed,), out=((choices,),), bias=self.router_bias)
-        if self.router_scale:
-            yield Scale(name="router_scale", axes=(embed,))
-        if self.router_correction:
-            yield Scale(name="router_correction", axes=(choices,))
+        yield from self._router(embed)
         width = embed
         if self.latent_dim is not None:
             width = Axis("expert_latent", self.latent_dim)
@@ -105,6 +131,21 @@ class Experts:
             yield Linear(name="shared.weigh", into=(embed,), out=((),))
         if self.output_bias:
             yield Scale(name="bias", axes=(embed,))
+
+    def _router(self, embed: Axis) -> Iterator[Item]:
+        """Emit the router, with what is learned besides it."""
+        more = (self.no_op_experts or 0) + (self.more_choices or 0)
+        choices = Axis("experts", self.num_experts + more)
+        if self.router_network is None:
+            yield Linear(name="router", into=(embed,), out=((choices,),), bias=self.router_bias)
+        else:
+            yield from self.router_network.items(embed, choices)
+        if self.router_factor:
+            yield Scale(name="router_factor", axes=(Axis("factor", 1),))
+        if self.router_scale:
+            yield Scale(name="router_scale", axes=(embed,))
+        if self.router_correction:
+            yield Scale(name="router_correction", axes=(choices,))
 
     def _unread(self, embed: Axis, number: int) -> Iterator[Item]:
         """Emit the matrices of the no-op experts, of which as large a share counts as active."""

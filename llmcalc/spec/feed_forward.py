@@ -42,7 +42,7 @@ class FeedForward(Described):
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
 
     `input_bias` is the bias of gate and up, `output_bias` that of down; `inner_norm` normalises
-    what goes into down.
+    what goes into down, `factor` is one trained factor of the result.
 
     >>> from llmcalc.spec import Axis, FeedForward
     >>> part = FeedForward(inner_dim=128, gated=True, activation="silu")
@@ -61,6 +61,7 @@ class FeedForward(Described):
     inner_norm: Norm | None = attrs.field(
         default=None, validator=attrs.validators.optional(instance_of(Norm))
     )
+    factor: bool = attrs.field(default=False, validator=flag)
 
     def check_width(self, embed_dim: int) -> None:
         """Every width will do: the result has the width of the input."""
@@ -68,6 +69,8 @@ class FeedForward(Described):
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the projections, and what is learned between them."""
         yield from self.linears(embed)
+        if self.factor:
+            yield Scale(name="factor", axes=(Axis("factor", 1),))
         yield from learned_activation(self.activation)
         if self.inner_norm is not None:
             yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))

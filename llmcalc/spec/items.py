@@ -98,7 +98,8 @@ class Scale(Described):
 class Conv(Described):
     """A causal convolution of `channels` over `kernel` positions, each channel by itself.
 
-    With `into`, each channel reads those of its group instead: `into` of them.
+    With `into`, each channel reads those of its group instead: `into` of them. Transformers pads
+    both ends, unless `eager_more` says how many outputs it computes besides those of the tokens.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Conv(Described):
     kernel: int
     into: int = 1
     bias: bool = False
+    eager_more: int | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -129,7 +131,8 @@ class Mix(Described):
 
     `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
     `absorbed` gives these two widths where a latent is read as it is cached, `eager_span` the
-    positions that transformers keeps at hand, if not those of `span`.
+    positions that transformers keeps at hand, if not those of `span`; with `eager_skips` it
+    computes attended pairs alone.
     """
 
     name: str
@@ -139,6 +142,7 @@ class Mix(Described):
     span: Span
     absorbed: tuple[Axis, Axis] | None = None
     eager_span: Span | None = None
+    eager_skips: bool = False
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

@@ -59,6 +59,10 @@ JOINED: dict[str, tuple[str, ...]] = {
     # the norm before the recurrence of a layer with a shared block is mamba_decoder.input_layernorm
     "zamba": ("attention", "norms"),
     "zamba2": ("attention", "norms"),
+    # convolutions of blocks' results are attn_sconv and mlp_sconv, the router's factor is in mlp
+    "inkling_text": ("attention", "feed_forward", "experts", "other"),
+    # factors of residuals are post_attention_..., the router is mlp.gate with norms of its own
+    "zaya": ("attention", "feed_forward", "experts", "norms", "other"),
     # the hyper-connections are attn_hc and ffn_hc
     "deepseek_v4": ("attention", "feed_forward", "other"),
     "hy_v4": ("attention", "feed_forward", "other"),
