@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 import attrs
 
 from llmcalc.boundary import is_array
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, UnitMismatchError
 from llmcalc.units import Unit, format_array, format_quantity
 
@@ -35,8 +36,8 @@ __all__ = ["Breakdown", "Factor", "Term"]
 Factor: TypeAlias = tuple[Any, str]
 
 
-@attrs.frozen(eq=False)
-class Term(Generic[ValueT]):
+@attrs.frozen(repr=False, eq=False)
+class Term(Described, Generic[ValueT]):
     """One leaf of a breakdown: the product of its named factors.
 
     `path` names the leaf from the group down, such as ``("attention", "decoder", "q.weight")``.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import attrs
 
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, UnknownNameError
 
 __all__ = ["Format", "get", "names"]
 
 
-@attrs.frozen(kw_only=True)
-class Format:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Format(Described):
     """A storage format: every block of `block_elements` elements takes `block_bytes` bytes.
 
     Blocks run along a tensor's rows (the contracted axis), and a row's last block is stored whole.

@@ -36,6 +36,7 @@ import attrs
 from llmcalc import formats
 from llmcalc.boundary import choice, elementwise, evaluate, is_array, smaller, whole_number
 from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, check_ranks, factors
 from llmcalc.spec.items import Cache, CacheRole
@@ -297,8 +298,8 @@ def _held_in_transformers(cache: Cache, context: Any) -> Iterator[_Held]:
         yield from _held(cache, context)
 
 
-@attrs.frozen(kw_only=True, slots=False)
-class Fit:
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class Fit(Described):
     """Whether a batch fits on one device, and the working. ``bool(fit)`` is ``fit.fits``.
 
     All figures are bytes on one device, of rank 0, which no other rank exceeds; `cache_bytes` is

@@ -11,7 +11,7 @@ GPT-2 and other models from before Llama are in `llmcalc.huggingface.classic`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -199,8 +199,7 @@ def _plain_rms_norm(config: Config) -> Norm:
     return attrs.evolve(rms_norm(config), elementwise=False)
 
 
-@attrs.frozen(kw_only=True)
-class Dialect:
+class Dialect(NamedTuple):
     """How a model differs from a Llama; a string is the config's flag that decides.
 
     `bias` is that of queries, keys and values; `output_bias` that of the output projection, by
@@ -229,7 +228,7 @@ class Dialect:
     inner_norms: bool = False
     sinks: bool = False
     differential: bool = False
-    plan: Plan = attrs.field(factory=_uniform)
+    plan: Plan = _uniform()
     own_head_dim: bool = True
     must_divide: bool = False
     own_kv_heads: bool = True

@@ -19,7 +19,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
 from llmcalc.spec.parts import Norm
-from llmcalc.spec.spans import Full, Span
+from llmcalc.spec.spans import Compressed, Full, Span
 
 __all__ = ["Attention", "Indexer", "LatentAttention", "Rotary"]
 
@@ -46,7 +46,8 @@ class Indexer(Described):
     `heads` small queries score one key of `head_dim` that is cached for each position. The
     queries are made from the latent of the attention's queries, where there is one. The scores of
     a position are summed with weights that the token gives; without `weighted` each head picks
-    for itself. The part's span says how many positions are attended.
+    for itself. With `pooled` the mean of the keys of so many positions is scored. The part's span
+    says how many positions are attended.
 
     Source: DeepSeek-AI, "DeepSeek-V3.2" (2025), section 2.1.
     """
@@ -56,6 +57,7 @@ class Indexer(Described):
     key_norm: Norm = attrs.field(validator=instance_of(Norm))
     query_norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     weighted: bool = attrs.field(default=True, validator=flag)
+    pooled: int | None = attrs.field(default=None, validator=_optional(size))
 
     def items(self, embed: Axis, source: Axis) -> Iterator[Item]:
         """Emit projections, the cache of keys and the scoring; queries are made from `source`."""
@@ -69,7 +71,14 @@ class Indexer(Described):
             yield Linear(name="index_weights", into=(embed,), out=((heads,),))
         yield Cache(name="index_k", role="index", shape=(head,), span=Full())
         score = Axis("index_score", 1 if self.weighted else 0)
-        yield Mix(name="index", heads=heads, query_key=head, value=score, span=Full())
+        yield Mix(
+            name="index",
+            heads=heads,
+            query_key=head,
+            value=score,
+            span=Full() if self.pooled is None else Compressed(self.pooled),
+            eager_skips=self.pooled is not None,
+        )
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

@@ -2,6 +2,8 @@
 
 * `HyperConnection`: what mixes them into the input of a block, and its result into them.
 * `HyperHead`: what makes one hidden state of them at the end.
+* `GatedStreams`: like both, with low-rank gates for every element.
+* `NGramEmbedding`: looked-up vectors of the last tokens.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import attrs
 
 from llmcalc.boundary import flag, instance_of, size
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.items import Item, Linear, Scale, Scan
+from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Scan, Table
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.parts import Norm
+from llmcalc.spec.spans import Constant
 
-__all__ = ["HyperConnection", "HyperHead"]
+__all__ = ["GatedStreams", "HyperConnection", "HyperHead", "NGramEmbedding"]
 
 
 @attrs.frozen(kw_only=True)
@@ -78,3 +82,87 @@ class HyperHead:
         )
         for item in items:
             yield Entry(("other", ""), None, item)
+
+
+@attrs.frozen(kw_only=True)
+class GatedStreams:
+    """Gates for every element of `streams` hidden states, whose mean a block reads.
+
+    The gates come through `rank` elements. With `injects` a weight for each hidden state says how
+    much of the block's result is added to it; without, it stands after the last layer.
+
+    Source: transformers, ``models/qwen4_exp/modeling_qwen4_exp.py``.
+
+    >>> from llmcalc.spec import Axis, Norm
+    >>> from llmcalc.spec.hyper import GatedStreams
+    >>> part = GatedStreams(name="attention", streams=4, rank=8, norm=Norm(kind="rms"))
+    >>> [item.name for item in part.items(Axis("embed", 64))][1:]
+    ['attention_streams.down', 'attention_streams.up', 'attention_streams.inject']
+    """
+
+    group: ClassVar[str] = "other"
+    label: ClassVar[str] = ""
+
+    name: str = attrs.field(validator=instance_of(str))
+    streams: int = attrs.field(validator=size)
+    rank: int = attrs.field(validator=size)
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+    injects: bool = attrs.field(default=True, validator=flag)
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the norm and the projections."""
+        streams, rank, name = Axis("streams", self.streams), Axis("rank", self.rank), self.name
+        wide = (streams, embed)
+        yield from self.norm.items(f"{name}_streams.norm", wide)
+        yield Linear(name=f"{name}_streams.down", into=wide, out=((rank,),))
+        yield Linear(name=f"{name}_streams.up", into=(rank,), out=(wide,))
+        if self.injects:
+            yield Linear(name=f"{name}_streams.inject", into=wide, out=((streams,),))
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit the items once, beside the layers."""
+        for item in self.items(embed):
+            yield Entry(("other", ""), None, item)
+
+
+@attrs.frozen(kw_only=True)
+class NGramEmbedding:
+    """Looked-up vectors of the last tokens, added to `streams` hidden states through a convolution.
+
+    Each token reads a row of `rows` for each of `heads`, side by side `embed_dim` elements.
+
+    Source: transformers, ``models/qwen4_exp/modeling_qwen4_exp.py``.
+    """
+
+    group: ClassVar[str] = "other"
+    label: ClassVar[str] = "ngram"
+
+    rows: int = attrs.field(validator=size)
+    heads: int = attrs.field(validator=size)
+    embed_dim: int = attrs.field(validator=size)
+    context: int = attrs.field(validator=size)
+    kernel: int = attrs.field(validator=size)
+    streams: int = attrs.field(validator=size)
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the table, the projections, the convolution and what it keeps."""
+        wide = (Axis("streams", self.streams), embed)
+        looked_up = Axis("ngram_embedding", self.embed_dim)
+        row = Axis("ngram_head_dim", self.embed_dim // self.heads)
+        yield Table(name="ngram", rows=Axis("ngrams", self.rows), row=(row,))
+        yield Linear(name="ngram_key", into=(looked_up,), out=(wide,))
+        yield Linear(name="ngram_value", into=(looked_up,), out=((embed,),))
+        for name in ("key", "query", "conv"):
+            yield from self.norm.items(f"ngram_{name}_norm", wide)
+        yield Conv(name="ngram_conv", channels=wide, kernel=self.kernel)
+        inputs = Axis("inputs", (self.kernel - 1) * self.context)
+        yield Cache(name="ngram_conv", role="conv", shape=(inputs, *wide), span=Constant())
+        tokens = Axis("tokens", self.context - 1)
+        yield Cache(name="ngram_tokens", role="state", shape=(tokens,), span=Constant())

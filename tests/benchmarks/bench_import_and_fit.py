@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 SIZES: Final = (
@@ -56,7 +59,7 @@ PROCESSES: Final[tuple[tuple[str, str, float | None], ...]] = (
 QUESTION_TARGET: Final = 60
 
 
-def seconds(statement: str) -> tuple[float, float]:
+def seconds(statement: str, bytecode: Path) -> tuple[float, float]:
     """Time a statement in a fresh process: by itself, and the whole process."""
     code = (
         "from time import perf_counter\n"
@@ -65,17 +68,22 @@ def seconds(statement: str) -> tuple[float, float]:
         "print(perf_counter() - start)"
     )
     command = [sys.executable, "-c", code]
+    # Installed packages have bytecode; so must a checkout, wherever Python may not write it.
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
+    environment["PYTHONPYCACHEPREFIX"] = str(bytecode)
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout), time.perf_counter() - start
 
 
-def processes(runs: int) -> dict[str, tuple[float, float]]:
+def processes(runs: int, bytecode: Path) -> dict[str, tuple[float, float]]:
     """Return the median seconds of each statement and of its process, all of them run in turn."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in PROCESSES}
     for run in range(runs + 1):
         for name, statement, _ in PROCESSES:
-            taken = seconds(statement)
+            taken = seconds(statement, bytecode)
             if run:  # the first run of each fills the disk's cache and writes bytecode
                 times[name].append(taken)
     return {
@@ -141,7 +149,8 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=5000, help="questions of each kind")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    fresh = processes(arguments.runs)
+    with tempfile.TemporaryDirectory() as bytecode:
+        fresh = processes(arguments.runs, Path(bytecode))
     asked = questions(arguments.questions)
     if arguments.json:
         print(json.dumps({"processes": fresh, "questions": asked}))
