@@ -577,7 +577,8 @@ def _products(
         if absorbed and item.absorbed is not None:
             widths = item.absorbed
         span = item.span if eager is None else item.eager_span or item.span
-        met = (pairs(span), "pairs")
+        skips = eager is not None and item.eager_skips
+        met = (eager.attended(span) if eager is not None and skips else pairs(span), "pairs")
         for name, width in zip(("scores", "values"), widths, strict=True):
             path = (*entry.path, f"{item.name}.{name}")
             yield path, (*factors(((item.heads, width),)), met)

@@ -54,6 +54,7 @@ from llmcalc.spec.spans import Full, Window
 __all__ = [
     "bailing_hybrid",
     "bamba",
+    "delta",
     "falcon_h1",
     "granitemoehybrid",
     "hrm_text",
@@ -422,7 +423,7 @@ def _qwen_delta(config: Config, name: str, sparse: list[bool]) -> ModelSpec:
             inner = feed_forward(config)
         part: Part
         if mixer == LINEAR:
-            part = _delta(config, norm)
+            part = delta(config, norm)
         else:
             part = attention(
                 config,
@@ -976,7 +977,8 @@ def _mamba2(
     )
 
 
-def _delta(config: Config, norm: Norm) -> GatedDelta:
+def delta(config: Config, norm: Norm) -> GatedDelta:
+    """Compose a gated delta rule of the fields of Qwen3-Next and its kin."""
     return GatedDelta(
         key_heads=config.size("linear_num_key_heads"),
         value_heads=config.size("linear_num_value_heads"),

@@ -105,9 +105,21 @@ class Experts:
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, the experts and what is shared."""
-        experts = Axis("experts", self.num_experts)
         yield from self._router(embed)
-        width = embed
+        yield from self._routed(embed)
+        if self.no_op_experts is not None:
+            yield from self._unread(embed, self.no_op_experts)
+        if self.shared is not None:
+            for item in self.shared.items(embed):
+                yield attrs.evolve(item, name=f"shared.{item.name}")
+        if self.shared_gate:
+            yield Linear(name="shared.weigh", into=(embed,), out=((),))
+        if self.output_bias:
+            yield Scale(name="bias", axes=(embed,))
+
+    def _routed(self, embed: Axis) -> Iterator[Item]:
+        """Emit the routed experts, and what brings tokens to their width and back."""
+        experts, width = Axis("experts", self.num_experts), embed
         if self.latent_dim is not None:
             width = Axis("expert_latent", self.latent_dim)
             yield Linear(name="to_latent", into=(embed,), out=((width,),), bias=self.latent_bias)
@@ -122,15 +134,6 @@ class Experts:
                 )
             else:
                 yield item
-        if self.no_op_experts is not None:
-            yield from self._unread(embed, self.no_op_experts)
-        if self.shared is not None:
-            for item in self.shared.items(embed):
-                yield attrs.evolve(item, name=f"shared.{item.name}")
-        if self.shared_gate:
-            yield Linear(name="shared.weigh", into=(embed,), out=((),))
-        if self.output_bias:
-            yield Scale(name="bias", axes=(embed,))
 
     def _router(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, with what is learned besides it."""

@@ -54,6 +54,8 @@ JOINED: dict[str, tuple[str, ...]] = {
     "axk2": ("attention", "feed_forward", "norms"),
     # its dense variant has no experts, but calls its feed-forward a shared one
     "granitemoehybrid": ("feed_forward", "experts"),
+    # the gates of hidden states are attn_hyper_connection and mlp_hyper_connection
+    "qwen4_exp_text": ("attention", "feed_forward", "norms", "other"),
     # every part of a layer is called mixer
     "nemotron_h": ("attention", "feed_forward", "experts"),
     # the norm before the recurrence of a layer with a shared block is mamba_decoder.input_layernorm
