@@ -28,6 +28,7 @@ LAYERS = (
     {"boundary", "units"},
     {"breakdown", "formats", "hardware"},
     {"spec"},
+    {"eager"},
     {"huggingface", "memory", "models", "roofline", "strategies"},
     {"plots", "serving"},
     {"__main__"},
