@@ -39,6 +39,8 @@ from llmcalc.spec.convolved import (
     OutputConvolution,
     RelativeAttention,
     ResidualScale,
+    SeparateNorms,
+    StreamQueries,
 )
 from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
 from llmcalc.spec.feed_forward import FeedForward
@@ -49,6 +51,7 @@ from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window
 
 __all__ = [
+    "inkling2_text",
     "inkling_text",
     "zaya",
     "always_silu",
@@ -1079,6 +1082,68 @@ def beam(config: Config, name: str) -> ModelSpec:
     )
 
 
+def _inkling_attention(
+    config: Config, kind: str, *, norm: Norm | None, **options: Any
+) -> RelativeAttention:
+    """Compose the attention of an Inkling, whose windowed layers have fields of their own."""
+    windowed = kind == "hybrid_sliding"
+    own = "swa_" if windowed else ""
+    window = config.size("sliding_window_size")
+    return RelativeAttention(
+        query_heads=config.size(f"{own}num_attention_heads"),
+        kv_heads=config.size(f"{own}num_key_value_heads"),
+        head_dim=config.size(f"{own}head_dim"),
+        profiles=config.size("d_rel"),
+        extent=window if windowed else config.size("rel_extent"),
+        kernel=config.size("conv_kernel_size"),
+        norm=norm,
+        span=Window(window) if windowed else Full(),
+        **options,
+    )
+
+
+def inkling2_text(config: Config, name: str) -> ModelSpec:
+    """Read the language model of an Inkling 2: its layers read blocks of earlier ones.
+
+    Full layers have inputs of their own for queries, keys and values
+    (``models/inkling2/configuration_inkling2.py``, ``modeling_inkling2.py``).
+    """
+    config.pass_over("number_of_conv_states")
+    layers, kernel, norm = config.num_layers(), config.size("conv_kernel_size"), rms_norm(config)
+    kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding"))
+    if kinds is None:
+        kinds = ["hybrid" if (i + 1) % 6 == 0 else "hybrid_sliding" for i in range(layers)]
+    routed = always_silu(experts(config, "n_routed_experts"))
+
+    def make(plan: tuple[str, bool]) -> Layer:
+        kind, is_first = plan
+        full = kind == "hybrid"
+        mixer = _inkling_attention(
+            config, kind, norm=None, gated=True, token_sinks=True, dynamic=full
+        )
+        before = [StreamQueries(name="attention", count=3 if full else 1)]
+        blocks = [
+            *(Block(part=part) for part in before if not is_first),
+            *(Block(part=part) for part in (SeparateNorms(norm=norm),) if full),
+            Block(part=mixer, norm=norm),
+            Block(part=OutputConvolution(name="attention", kernel=kernel)),
+            Block(part=StreamQueries(name="feed_forward", count=1)),
+            Block(part=routed, norm=norm),
+            Block(part=OutputConvolution(name="feed_forward", kernel=kernel)),
+        ]
+        return Layer(blocks=tuple(blocks))
+
+    return assemble(
+        config,
+        name,
+        each_once([(kind, index == 0) for index, kind in enumerate(kinds)], make),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
+        may_tie=False,
+        beside=(StreamQueries(name="head", count=1),),
+    )
+
+
 def inkling_text(config: Config, name: str) -> ModelSpec:
     """Read the language model of an Inkling: convolutions, biases by distance, no rotary.
 
@@ -1099,21 +1164,6 @@ def inkling_text(config: Config, name: str) -> ModelSpec:
     inner, expert_inner = "intermediate_size", "moe_intermediate_size"
     if config.given("dense_intermediate_size") is not None:
         inner, expert_inner = "dense_intermediate_size", "intermediate_size"
-
-    def mixer(kind: str) -> Part:
-        own, window = (
-            ("", None) if kind == "hybrid" else ("swa_", config.size("sliding_window_size"))
-        )
-        return RelativeAttention(
-            query_heads=config.size(f"{own}num_attention_heads"),
-            kv_heads=config.size(f"{own}num_key_value_heads"),
-            head_dim=config.size(f"{own}head_dim"),
-            profiles=config.size("d_rel"),
-            extent=config.size("rel_extent") if window is None else window,
-            kernel=kernel,
-            norm=norm,
-            span=Full() if window is None else Window(window),
-        )
 
     def layer(norm: Norm, mixer: Part, inner: Part) -> Layer:
         parts = ((mixer, "attention"), (inner, "feed_forward"))
@@ -1137,7 +1187,7 @@ def inkling_text(config: Config, name: str) -> ModelSpec:
         dense=lambda: attrs.evolve(feed_forward(config, inner), factor=True),
         sparse=mlp_kinds(config, config.integer("dense_mlp_idx", 0)),
         kinds=kinds,
-        mixer=mixer,
+        mixer=lambda kind: _inkling_attention(config, kind, norm=norm),
         layer=layer,
         embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
         may_tie=False,

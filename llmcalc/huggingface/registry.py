@@ -93,6 +93,7 @@ READERS: Final[dict[str, str]] = {
     "granitemoeshared": "experts.granitemoe",
     "hunyuan_v1_moe": "experts.hunyuan_v1_moe",
     "hy_v3": "experts.hy_v3",
+    "inkling2_text": "experts.inkling2_text",
     "inkling_text": "experts.inkling_text",
     "jetmoe": "experts.jetmoe",
     "kolibri1": "experts.kolibri1",

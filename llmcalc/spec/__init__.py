@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         OutputConvolution,
         RelativeAttention,
         ResidualScale,
+        SeparateNorms,
+        StreamQueries,
     )
     from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
     from llmcalc.spec.feed_forward import FeedForward, HeadTransform
@@ -115,11 +117,13 @@ __all__ = [
     "RouterNetwork",
     "Scale",
     "Scan",
+    "SeparateNorms",
     "SharedBlock",
     "ShortConvolution",
     "Span",
     "StoredTensor",
     "StreamProjections",
+    "StreamQueries",
     "Streams",
     "Table",
     "TimeMix",
@@ -148,6 +152,8 @@ __getattr__, __dir__ = exports(
             "OutputConvolution",
             "RelativeAttention",
             "ResidualScale",
+            "SeparateNorms",
+            "StreamQueries",
         ),
         "experts": (
             "AttentionExperts",

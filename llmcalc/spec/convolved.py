@@ -4,6 +4,8 @@
 * `ConvolvedAttention`: queries and keys are convolved together, values partly delayed.
 * `OutputConvolution`: a convolution of a block's result.
 * `ResidualScale`: trained factors and offsets of a residual sum.
+* `SeparateNorms`: norms of the inputs of keys and values.
+* `StreamQueries`: attention over the results of earlier layers.
 * `InputScale`: trained factors and offsets of what the first layer reads.
 """
 
@@ -28,15 +30,18 @@ __all__ = [
     "OutputConvolution",
     "RelativeAttention",
     "ResidualScale",
+    "SeparateNorms",
+    "StreamQueries",
 ]
 
 
-def _convolution(name: str, channels: Axes, kernel: int) -> Iterator[Item]:
-    """Emit a convolution of each channel, and the inputs that are kept for the next step.
+def _convolution(name: str, channels: Axes, kernel: int, *, trained: bool = True) -> Iterator[Item]:
+    """Emit a convolution of each channel, if trained, and the inputs kept for the next step.
 
     Transformers keeps one input more than is needed.
     """
-    yield Conv(name=name, channels=channels, kernel=kernel)
+    if trained:
+        yield Conv(name=name, channels=channels, kernel=kernel)
     yield Cache(
         name=name,
         role="conv",
@@ -51,7 +56,12 @@ class RelativeAttention:
     """Grouped-query attention whose keys and values are convolved over `kernel` positions.
 
     Each head's score has a bias for each distance below `extent`: a mixture of `profiles` trained
-    profiles, with weights that the token gives. Queries and keys are normed head by head.
+    profiles, with weights that the token gives. Queries and keys are normed head by head; without
+    `norm` their lengths are clipped, with trained factors for the queries and the weights.
+
+    Options: a gate for each element of the result (`gated`), a sink score for each head that the
+    token gives (`token_sinks`), and convolutions with weights that the token gives, for each key
+    head, besides the trained ones (`dynamic`).
 
     >>> from llmcalc.spec import Axis, Norm, RelativeAttention
     >>> part = RelativeAttention(
@@ -70,8 +80,11 @@ class RelativeAttention:
     profiles: int = attrs.field(validator=size)
     extent: int = attrs.field(validator=size)
     kernel: int = attrs.field(validator=size)
-    norm: Norm = attrs.field(validator=instance_of(Norm))
+    norm: Norm | None = attrs.field(validator=attrs.validators.optional(instance_of(Norm)))
     span: Span = attrs.field(default=Full())
+    gated: bool = attrs.field(default=False, validator=flag)
+    token_sinks: bool = attrs.field(default=False, validator=flag)
+    dynamic: bool = attrs.field(default=False, validator=flag)
 
     @property
     def label(self) -> str:
@@ -94,15 +107,27 @@ class RelativeAttention:
         yield Linear(name="v", into=(embed,), out=((keys, head),))
         yield Linear(name="relative", into=(embed,), out=((queries, profiles),))
         for name in ("k_conv", "v_conv"):
-            yield from _convolution(name, (keys, head), self.kernel)
-        for name in ("q_norm", "k_norm"):
-            yield from self.norm.items(name, (head,))
+            yield from _convolution(name, (keys, head), self.kernel, trained=not self.dynamic)
+            if self.dynamic:
+                kernel = Axis("kernel", self.kernel)
+                yield Scale(name=f"{name}.static", axes=(kernel, keys, head))
+                yield Linear(name=f"{name}.dynamic", into=(embed,), out=((keys, kernel),))
+        if self.norm is not None:
+            for name in ("q_norm", "k_norm"):
+                yield from self.norm.items(name, (head,))
+        else:
+            yield Scale(name="q_clip", axes=(queries, head))
+            yield Scale(name="relative.clip", axes=(queries, profiles))
+        if self.token_sinks:
+            yield Linear(name="sinks", into=(embed,), out=((queries,),))
         yield Scale(name="relative.profiles", axes=(profiles, extent))
         # No recurrence, but a product with what all heads share.
         yield Scan(name="relative.bias", state=(profiles, extent), products=self.query_heads)
         for name in ("k", "v"):
             yield Cache(name=name, role="kv", shape=(keys, head), span=self.span)
         yield Mix(name="attention", heads=queries, query_key=head, value=head, span=self.span)
+        if self.gated:
+            yield Linear(name="gate", into=(embed,), out=((queries, head),))
         yield Linear(name="o", into=(queries, head), out=((embed,),))
 
 
@@ -220,6 +245,61 @@ class ResidualScale:
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the factors and offsets."""
         yield Scale(name=f"{self.name}_residual", axes=(Axis("terms", 4), embed))
+
+
+@attrs.frozen(kw_only=True)
+class StreamQueries:
+    """Attention over the results of earlier blocks of layers, which gives what a part reads.
+
+    There are `count` trained queries, one for each input of the part, whose name is `name`; keys
+    and values are the results themselves.
+
+    >>> from llmcalc.spec import Axis, StreamQueries
+    >>> [item.name for item in StreamQueries(name="attention", count=1).items(Axis("embed", 64))]
+    ['attention_queries']
+    """
+
+    group: ClassVar[str] = "other"
+    label: ClassVar[str] = ""
+
+    name: str = attrs.field(validator=instance_of(str))
+    count: int = attrs.field(validator=size)
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the queries."""
+        yield Scale(name=f"{self.name}_queries", axes=(Axis("queries", self.count), embed))
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit the queries of what stands beside the layers."""
+        for item in self.items(embed):
+            yield Entry(("other", ""), None, item)
+
+
+@attrs.frozen(kw_only=True)
+class SeparateNorms:
+    """Norms of the inputs of keys and values, which the input of queries does not share.
+
+    >>> from llmcalc.spec import Axis, Norm, SeparateNorms
+    >>> part = SeparateNorms(norm=Norm(kind="rms"))
+    >>> [item.name for item in part.items(Axis("embed", 64))]
+    ['k_input.weight', 'v_input.weight']
+    """
+
+    group: ClassVar[str] = "norms"
+    label: ClassVar[str] = ""
+
+    norm: Norm = attrs.field(validator=instance_of(Norm))
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the norms."""
+        for name in ("k_input", "v_input"):
+            yield from self.norm.items(name, (embed,))
 
 
 @attrs.frozen

@@ -62,6 +62,7 @@ JOINED: dict[str, tuple[str, ...]] = {
     "zamba": ("attention", "norms"),
     "zamba2": ("attention", "norms"),
     # convolutions of blocks' results are attn_sconv and mlp_sconv, the router's factor is in mlp
+    "inkling2_text": ("attention", "feed_forward", "other"),
     "inkling_text": ("attention", "feed_forward", "experts", "other"),
     # factors of residuals are post_attention_..., the router is mlp.gate with norms of its own
     "zaya": ("attention", "feed_forward", "experts", "norms", "other"),
