@@ -25,6 +25,7 @@ from llmcalc.huggingface.reading import (
     attention,
     each_once,
     feed_forward,
+    head_dim,
     layer_kinds,
     pre_norm,
     rms_norm,
@@ -838,12 +839,14 @@ def dbrx(config: Config, name: str) -> ModelSpec:
     Source: ``models/dbrx/modeling_dbrx.py``.
     """
     norm = Norm(kind="layer", bias=False)
-    config.pass_over("num_key_value_heads")
+    config.pass_over("num_key_value_heads", "head_dim")
+    embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
     inner = config.section("ffn_config")
     function = inner.section("ffn_act_fn")
     mixer = attention(
         config,
         positions=rotary(config),
+        width=head_dim(embed, heads),
         num_kv_heads=config.section("attn_config").size("kv_n_heads"),
     )
     routed = Experts(

@@ -51,7 +51,7 @@ def test_a_size_of_the_wrong_kind_is_named(field: str, value: object) -> None:
     ("changes", "message"),
     [
         ({"num_attention_heads": 5, "num_key_value_heads": 5}, "num_attention_heads = 5"),
-        ({"num_key_value_heads": 3}, "kv_heads = 3: must divide"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide"),
         ({"hidden_act": "sulu"}, "hidden_act = 'sulu'.*did you mean 'silu'"),
         ({"attention_bias": "no"}, "attention_bias = 'no'"),
         ({"tie_word_embeddings": None}, "tie_word_embeddings = None"),
