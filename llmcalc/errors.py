@@ -13,7 +13,7 @@ names the field, the value that was given and the rule that the value breaks.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "InvalidValueError",
@@ -51,13 +51,23 @@ class UnknownNameError(LlmcalcError):
     format = 'bf61': is not known; did you mean 'bf16'? Known: bf16, fp32
     """
 
-    def __init__(self, field: str, value: str, known: Iterable[str]) -> None:
+    def __init__(
+        self,
+        field: str,
+        value: str,
+        known: Iterable[str],
+        *,
+        spellings: Mapping[str, str] | None = None,
+    ) -> None:
         from difflib import get_close_matches
 
         self.field = field
         self.value = value
         self.known = tuple(sorted(known))
-        self.suggestions = tuple(get_close_matches(value[:200], self.known, n=3))
+        #: Lower-case spellings, by which a name may be near, of the names to suggest.
+        near = {name.casefold(): name for name in self.known} if spellings is None else spellings
+        found = get_close_matches(value[:200].casefold(), near, n=3)
+        self.suggestions = tuple(dict.fromkeys(near[spelling] for spelling in found))
         hint = ""
         if self.suggestions:
             hint = "; did you mean " + " or ".join(map(repr, self.suggestions)) + "?"

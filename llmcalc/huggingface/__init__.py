@@ -15,7 +15,7 @@ import attrs
 
 from llmcalc.errors import InvalidValueError, LlmcalcError, UnknownNameError
 from llmcalc.huggingface.config import Config, read_json
-from llmcalc.huggingface.registry import READERS
+from llmcalc.huggingface.registry import READERS, SAME_AS
 from llmcalc.spec.model import ModelSpec
 
 __all__ = ["load_model", "supported"]
@@ -28,7 +28,7 @@ def supported() -> tuple[str, ...]:
     >>> "llama" in huggingface.supported()
     True
     """
-    return tuple(sorted(READERS))
+    return tuple(sorted((*READERS, *SAME_AS)))
 
 
 def load_model(
@@ -36,14 +36,19 @@ def load_model(
 ) -> ModelSpec:
     """Return the model that a ``config.json`` describes.
 
-    `source` is the path of the file, the folder that holds it, or the mapping itself. The model's
-    `name` is the config's own, or that of the folder, unless given. Fields that say nothing about
-    the shape are passed over; `ModelSpec.notes` lists the given fields that are not known at all.
+    `source` is the path of the file, the folder that holds it, the mapping itself, or the name of
+    a model: a hub id or a short name of `llmcalc.huggingface.catalogue`, which answers without
+    network. With the extra ``hub``, the ``config.json`` of any other hub id is fetched, and
+    nothing else. The model's `name` is the config's own, that of the folder or of the catalogue,
+    unless given. Fields that say nothing about the shape are passed over; `ModelSpec.notes` lists
+    the given fields that are not known at all.
 
-    Raises `llmcalc.LlmcalcError`, naming the field, where the architecture is not known, or a
-    field is missing, of the wrong kind or contradicts another one.
+    Raises `llmcalc.LlmcalcError`, naming the field, where the architecture or the name is not
+    known, or a field is missing, of the wrong kind or contradicts another one.
 
     >>> from llmcalc import load_model, memory
+    >>> memory.parameters(load_model("llama-3-8b")).total
+    8030261248
     >>> spec = load_model({
     ...     "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 22,
     ...     "num_attention_heads": 32, "num_key_value_heads": 4, "intermediate_size": 5632,
@@ -52,26 +57,51 @@ def load_model(
     >>> memory.parameters(spec).total
     1100048384
     """
-    if isinstance(source, Mapping):
-        values, folder = source, None
-    elif isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
-        values = read_json(path)
-        folder = os.path.basename(  # noqa: PTH119
-            os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path))  # noqa: PTH100, PTH112, PTH120
-        )
-    else:
-        raise InvalidValueError("source", source, "must be a path or a mapping")
+    values, place = _values(source)
     for key in values:
         if not isinstance(key, str):
             raise InvalidValueError("source", key, "must have strings for keys")
     given = values.get("_name_or_path")
-    title = name or (given if isinstance(given, str) and given else None) or folder
+    title = name or place or (given if isinstance(given, str) and given else None)
     model_type = _model_type(values)
     inner = values.get("text_config")
     if model_type not in READERS and isinstance(inner, Mapping):
         return _read_language_model(values, inner, title or model_type)
     return _read(Config(values, model_type=_known(model_type)), title or model_type)
+
+
+def _values(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return the fields that `source` means, and the name that it gives the model."""
+    if isinstance(source, Mapping):
+        return source, None
+    if not isinstance(source, str | os.PathLike):
+        raise InvalidValueError("source", source, "must be a path, a model's name or a mapping")
+    path = os.fspath(source)
+    if not isinstance(path, str):
+        raise InvalidValueError("source", path, "must be a path of text, not of bytes")
+    if not isinstance(source, str) or _is_path(path):
+        values = read_json(path)
+        folder = path if os.path.isdir(path) else os.path.dirname(path)  # noqa: PTH112, PTH120
+        given = values.get("_name_or_path")
+        if isinstance(given, str) and given:
+            return values, given
+        return values, os.path.basename(os.path.abspath(folder)) or None  # noqa: PTH100, PTH119
+    from llmcalc.huggingface import catalogue, hub
+
+    entry = catalogue.find(path)
+    if entry is not None:
+        return entry.config, entry.name
+    return hub.config(path), path
+
+
+def _is_path(text: str) -> bool:
+    """Whether a string means a file rather than a model's name."""
+    try:
+        return text.endswith(".json") or text.startswith((".", os.sep)) or os.path.exists(text)  # noqa: PTH110
+    except ValueError:  # a null character
+        return True
 
 
 def _model_type(values: Mapping[str, Any]) -> str:
@@ -84,8 +114,9 @@ def _model_type(values: Mapping[str, Any]) -> str:
 
 
 def _known(model_type: str) -> str:
+    model_type = SAME_AS.get(model_type, model_type)
     if model_type not in READERS:
-        raise UnknownNameError("model_type", model_type, READERS)
+        raise UnknownNameError("model_type", model_type, supported())
     return model_type
 
 

@@ -2,13 +2,14 @@
 
 * `READERS`: ``module.function`` in this package, by model type. A module is imported when a
   model of its types is read.
+* `SAME_AS`: model types whose code is not in transformers, but is that of another type.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["READERS"]
+__all__ = ["READERS", "SAME_AS"]
 
 READERS: Final[dict[str, str]] = {
     # Attention and one feed-forward in every layer.
@@ -150,4 +151,9 @@ READERS: Final[dict[str, str]] = {
     "xlstm": "recurrent.xlstm",
     "zamba": "recurrent.zamba",
     "zamba2": "recurrent.zamba2",
+}
+
+SAME_AS: Final[dict[str, str]] = {
+    # modeling_deepseek.py in the repository of moonshotai/Kimi-K2-Instruct
+    "kimi_k2": "deepseek_v3",
 }

@@ -1,0 +1,262 @@
+"""Write llmcalc/huggingface/catalogue.json: the shapes of models that people ask for by name.
+
+    python scripts/catalogue.py
+
+It takes the published configurations in tests/data/real_models.jsonl, leaves out the fields that
+say nothing about the shape, and adds the models below: those that differ from one of these in a
+few sizes, and other names of one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).parent.parent
+TARGET: Final = ROOT / "llmcalc" / "huggingface" / "catalogue.json"
+
+#: Fields of training, tokenization, generation and bookkeeping.
+LEFT_OUT: Final = frozenset(
+    (
+        "_name_or_path", "architectures", "attention_dropout", "attn_pdrop", "auto_map",
+        "aux_loss_alpha", "bos_token_id", "embd_pdrop", "eos_token_id", "ep_size",
+        "hidden_dropout", "hidden_dropout_prob", "initializer_factor", "initializer_range",
+        "layerdrop", "output_router_logits", "pad_token_id", "pretraining_tp", "resid_pdrop",
+        "router_aux_loss_coef", "seq_aux", "sep_token_id", "transformers_version",
+        "unk_token_id", "use_cache",
+    )
+)  # fmt: skip
+
+#: Entries of the file that stand for the same shape under the name people use.
+RENAMED: Final = {
+    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
+    "Qwen/Qwen3-30B-A3B-FP8": "Qwen/Qwen3-30B-A3B",
+    "google/gemma-3-4b-it (text_config)": "google/gemma-3-4b-it",
+}
+
+#: Models that differ from another one in these fields. The published totals are those that the
+#: Hub shows for the model's safetensors files.
+VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
+    "meta-llama/Llama-2-7b-hf": (
+        "huggyllama/llama-13b",
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096},
+        6738415616,
+    ),
+    "meta-llama/Llama-2-13b-hf": (
+        "huggyllama/llama-13b", {"max_position_embeddings": 4096}, 13015864320,
+    ),
+    "meta-llama/Llama-2-70b-hf": (
+        "huggyllama/llama-65b",
+        {"intermediate_size": 28672, "num_key_value_heads": 8, "max_position_embeddings": 4096},
+        68976648192,
+    ),
+    "meta-llama/Llama-3.2-3B": (
+        "meta-llama/Llama-3.2-1B",
+        {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
+         "head_dim": 128},
+        3212749824,
+    ),
+    "meta-llama/Llama-3.3-70B-Instruct": ("meta-llama/Meta-Llama-3.1-70B", {}, 70553706496),
+    "Qwen/Qwen2.5-0.5B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
+         "num_hidden_layers": 24, "num_key_value_heads": 2, "vocab_size": 151936,
+         "tie_word_embeddings": True, "max_position_embeddings": 32768},
+        494032768,
+    ),
+    "Qwen/Qwen2.5-1.5B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
+         "num_hidden_layers": 28, "num_key_value_heads": 2, "vocab_size": 151936,
+         "tie_word_embeddings": True},
+        1543714304,
+    ),
+    "Qwen/Qwen2.5-3B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
+         "num_hidden_layers": 36, "num_key_value_heads": 2, "vocab_size": 151936,
+         "tie_word_embeddings": True, "max_position_embeddings": 32768},
+        3085938688,
+    ),
+    "Qwen/Qwen2.5-14B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
+         "num_hidden_layers": 48, "num_key_value_heads": 8},
+        14770033664,
+    ),
+    "Qwen/Qwen2.5-32B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
+         "num_hidden_layers": 64, "num_key_value_heads": 8},
+        32763876352,
+    ),
+    "Qwen/QwQ-32B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
+         "num_hidden_layers": 64, "num_key_value_heads": 8, "max_position_embeddings": 40960},
+        32763876352,
+    ),
+    "Qwen/Qwen3-8B": (
+        "Qwen/Qwen3-4B",
+        {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
+        8190735360,
+    ),
+    "Qwen/Qwen3-14B": (
+        "Qwen/Qwen3-4B",
+        {"hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 40,
+         "num_hidden_layers": 40, "tie_word_embeddings": False},
+        14768307200,
+    ),
+    "Qwen/Qwen3-32B": (
+        "Qwen/Qwen3-4B",
+        {"hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64,
+         "num_hidden_layers": 64, "tie_word_embeddings": False},
+        32762123264,
+    ),
+    "google/gemma-2-2b": (
+        "google/gemma-2-9b",
+        {"hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
+         "num_hidden_layers": 26, "num_key_value_heads": 4},
+        2614341888,
+    ),
+    "google/gemma-2-27b": (
+        "google/gemma-2-9b",
+        {"hidden_size": 4608, "intermediate_size": 36864, "num_attention_heads": 32,
+         "num_hidden_layers": 46, "num_key_value_heads": 16, "head_dim": 128},
+        27227128320,
+    ),
+    "openai/gpt-oss-20b": (
+        "openai/gpt-oss-120b",
+        {"num_hidden_layers": 24, "num_local_experts": 32,
+         "layer_types": ["sliding_attention", "full_attention"] * 12},
+        20914757184,
+    ),
+    "openai-community/gpt2-medium": (
+        "openai-community/gpt2-large", {"n_embd": 1024, "n_head": 16, "n_layer": 24}, 354823168,
+    ),
+}  # fmt: skip
+
+#: Further names of a model: of the same shape, or short.
+ALIASES: Final[dict[str, tuple[str, ...]]] = {
+    "meta-llama/Meta-Llama-3-8B": (
+        "meta-llama/Meta-Llama-3-8B-Instruct", "meta-llama/Llama-3-8B", "llama-3-8b",
+    ),
+    "meta-llama/Meta-Llama-3-70B": (
+        "meta-llama/Meta-Llama-3-70B-Instruct", "meta-llama/Llama-3-70B", "llama-3-70b",
+    ),
+    "meta-llama/Llama-3.1-8B": (
+        "meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B-Instruct",
+        "meta-llama/Meta-Llama-3.1-8B",
+    ),
+    "meta-llama/Meta-Llama-3.1-70B": (
+        "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct",
+        "meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b",
+    ),
+    "meta-llama/Meta-Llama-3.1-405B": (
+        "meta-llama/Llama-3.1-405B", "meta-llama/Llama-3.1-405B-Instruct", "llama-3.1-405b",
+    ),
+    "meta-llama/Llama-3.2-1B": ("meta-llama/Llama-3.2-1B-Instruct",),
+    "meta-llama/Llama-3.2-3B": ("meta-llama/Llama-3.2-3B-Instruct",),
+    "meta-llama/Llama-3.3-70B-Instruct": ("llama-3.3-70b",),
+    "meta-llama/Llama-2-7b-hf": ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+    "meta-llama/Llama-2-13b-hf": ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
+    "meta-llama/Llama-2-70b-hf": ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"),
+    "mistralai/Mistral-7B-v0.1": ("mistralai/Mistral-7B-Instruct-v0.1",),
+    "mistralai/Mistral-7B-v0.3": ("mistralai/Mistral-7B-Instruct-v0.3", "mistral-7b"),
+    "mistralai/Mixtral-8x7B-v0.1": ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+    "mistralai/Mixtral-8x22B-v0.1": ("mixtral-8x22b",),
+    "mistralai/Mistral-Nemo-Base-2407": (
+        "mistralai/Mistral-Nemo-Instruct-2407", "mistral-nemo",
+    ),
+    "mistralai/Mistral-Small-24B-Base-2501": (
+        "mistralai/Mistral-Small-24B-Instruct-2501", "mistral-small-24b",
+    ),
+    "Qwen/Qwen2.5-0.5B": ("Qwen/Qwen2.5-0.5B-Instruct",),
+    "Qwen/Qwen2.5-1.5B": ("Qwen/Qwen2.5-1.5B-Instruct",),
+    "Qwen/Qwen2.5-3B": ("Qwen/Qwen2.5-3B-Instruct",),
+    "Qwen/Qwen2.5-7B": ("Qwen/Qwen2.5-7B-Instruct",),
+    "Qwen/Qwen2.5-14B": ("Qwen/Qwen2.5-14B-Instruct",),
+    "Qwen/Qwen2.5-32B": ("Qwen/Qwen2.5-32B-Instruct",),
+    "Qwen/Qwen2.5-72B": ("Qwen/Qwen2.5-72B-Instruct",),
+    "google/gemma-2-9b": ("google/gemma-2-9b-it",),
+    "google/gemma-2-2b": ("google/gemma-2-2b-it",),
+    "google/gemma-2-27b": ("google/gemma-2-27b-it",),
+    "google/gemma-3-1b-it": ("google/gemma-3-1b-pt", "gemma-3-1b"),
+    "google/gemma-3-4b-it": ("google/gemma-3-4b-pt", "gemma-3-4b"),
+    "openai-community/gpt2": ("gpt2",),
+    "openai-community/gpt2-medium": ("gpt2-medium",),
+    "openai-community/gpt2-large": ("gpt2-large",),
+    "openai-community/gpt2-xl": ("gpt2-xl",),
+    "deepseek-ai/DeepSeek-V3": ("deepseek-ai/DeepSeek-V3-0324", "deepseek-ai/DeepSeek-V3-Base"),
+    "deepseek-ai/DeepSeek-R1": ("deepseek-ai/DeepSeek-R1-0528",),
+    "moonshotai/Kimi-K2-Instruct": ("moonshotai/Kimi-K2-Base", "kimi-k2"),
+    "microsoft/Phi-4-mini-instruct": ("phi-4-mini",),
+    "microsoft/Phi-3-mini-4k-instruct": ("phi-3-mini",),
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("tinyllama-1.1b", "tinyllama"),
+}  # fmt: skip
+
+
+def shape(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that matter."""
+    kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    scheme = kept.get("quantization_config")
+    if isinstance(scheme, dict):  # lists of thousands of module names are left out
+        kept["quantization_config"] = {
+            key: value for key, value in scheme.items() if len(json.dumps(value)) < 200
+        }
+    return dict(sorted(kept.items()))
+
+
+def published_total(check: dict[str, Any]) -> dict[str, Any]:
+    """Return the exact total that was published, its source and what it counts."""
+    counts = {
+        "n_params": "parameters",
+        "n_params_with_tied_head_counted": "parameters and the tied head once more",
+        "n_params_plus_persistent_buffers": "parameters and buffers",
+    }
+    if check.get("matched") is True:
+        counted, total, source = check["matched_as"], check["published"], check["published_source"]
+    elif "without_mtp_matched_as" in check:  # of the same model without its extra modules
+        counted, total = check["without_mtp_matched_as"], check["published_without_mtp"]
+        source = check["published_without_mtp_source"]
+    else:
+        return {}
+    return {
+        "published": total,
+        "published_source": source,
+        "published_counts": counts[counted],
+    }
+
+
+def main() -> None:
+    """Write the catalogue."""
+    models: dict[str, dict[str, Any]] = {}
+    lines = (ROOT / "tests" / "data" / "real_models.jsonl").read_text().splitlines()
+    for row in map(json.loads, lines):
+        name = RENAMED.get(row["model_id"], row["model_id"])
+        models[name] = {
+            "source": row["config_source"],
+            **published_total(row["published_check"]),
+            "config": shape(row["config"]),
+        }
+    # The same model under two names.
+    del models["meta-llama/Meta-Llama-3.1-8B"]
+    for name, (like, changes, published) in VARIANTS.items():
+        config = models[like]["config"]
+        models[name] = {
+            "source": f"the published sizes; other fields as {like}",
+            "published": published,
+            "published_source": "total of the model's safetensors files on huggingface.co",
+            "published_counts": "parameters",
+            "config": dict(sorted((config | changes).items())),
+        }
+    for name, aliases in ALIASES.items():
+        models[name]["aliases"] = list(aliases)
+    lines = [f"{json.dumps(name)}: {json.dumps(models[name])}" for name in sorted(models)]
+    TARGET.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()
