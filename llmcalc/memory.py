@@ -42,7 +42,7 @@ from llmcalc.spec.axes import Axes, check_ranks, factors
 from llmcalc.spec.items import Cache, CacheRole
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Window
-from llmcalc.units import Bytes, Params, format_quantity
+from llmcalc.units import Bytes, Params, format_integer, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
@@ -374,7 +374,8 @@ class Fit(Described):
             batch = "max batch size: not limited by memory (requests hold nothing)"
         else:
             batch = (
-                f"max batch size = floor({left} B left / {self._request} B per request) "
+                f"max batch size = floor({format_integer(left)} B left / "
+                f"{format_integer(self._request)} B per request) "
                 f"= {self.max_batch_size}"
             )
         return "\n".join(

@@ -390,12 +390,12 @@ def attention_intensity(
     )
     if is_array(moved):
         if not moved.all():
-            raise InvalidValueError("batch", batch, "an intensity needs bytes that are moved")
+            raise InvalidValueError("keys", keys, _NOTHING_MOVED)
         # Where int64 would overflow, the quotient is an object array of Python floats.
         ratio: FloatArray = (work / moved).astype("float64")
         return ratio
     if not moved:
-        raise InvalidValueError("batch", batch, "an intensity needs bytes that are moved")
+        raise InvalidValueError("keys", keys, _NOTHING_MOVED)
     intensity: float = work / moved
     return intensity
 
@@ -583,6 +583,10 @@ def _products(
             path = (*entry.path, f"{item.name}.{name}")
             yield path, (*factors(((item.heads, width),)), met)
 
+
+_NOTHING_MOVED: Final = (
+    "an intensity needs bytes that are moved: keys, queries and batch of at least 1"
+)
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")

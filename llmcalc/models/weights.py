@@ -12,12 +12,13 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from llmcalc.errors import InvalidValueError, LlmcalcError
+from llmcalc.errors import InvalidValueError, LlmcalcError, MissingExtraError
 from llmcalc.models.tiny_decoder import TinyDecoder
 
 __all__ = ["load_weights", "save_weights"]
@@ -74,6 +75,7 @@ def save_weights(decoder: TinyDecoder, path: str | os.PathLike[str]) -> None:
     state = {key: tensor.contiguous() for key, tensor in decoder.state_dict().items()}
     try:
         if name.endswith(_SAFETENSORS):
+            _require_safetensors()
             from safetensors.torch import save_file
 
             save_file(state, name)
@@ -81,6 +83,11 @@ def save_weights(decoder: TinyDecoder, path: str | os.PathLike[str]) -> None:
             torch.save(state, name)
     except (OSError, RuntimeError) as problem:
         raise InvalidValueError("path", name, f"cannot be written: {problem}") from problem
+
+
+def _require_safetensors() -> None:
+    if find_spec("safetensors") is None:
+        raise MissingExtraError("reading and writing safetensors files", "safetensors", "torch")
 
 
 def _read(name: str) -> dict[str, Tensor]:
@@ -99,6 +106,7 @@ def _read(name: str) -> dict[str, Tensor]:
     )
     try:
         if name.endswith(_SAFETENSORS):
+            _require_safetensors()
             from safetensors import SafetensorError
             from safetensors.torch import load_file
 
