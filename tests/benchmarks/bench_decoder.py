@@ -201,7 +201,7 @@ def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
             "linear": linear,
             "dispatch": dispatch,
         }
-        times = medians(calls, 20, burst=20)
+        times = medians(calls, 5, burst=100)
     one_operator = times["dispatch"] / 100
     bandwidth = len(wide) * 2**20 / (times["linear"] - len(wide) * one_operator)
     floor = read / bandwidth + operators.count * one_operator
@@ -227,7 +227,7 @@ def capacities(decoder: TinyDecoder, context: int = 500) -> None:
                 cache.lengths = (context,)
 
             calls[str(capacity)] = call
-        times = medians(calls, 20, burst=20)
+        times = medians(calls, 5, burst=100)
     print(f"\none decode step at context {context} by capacity, microseconds")
     for capacity_name, seconds in times.items():
         print(f"  {capacity_name:>6} {1e6 * seconds:8.1f}")
@@ -245,7 +245,7 @@ def main() -> None:
     generations(decoder, textbook)
     print("\none decode step, microseconds")
     print(f"{'context':>8}{'own':>10}{'textbook':>10}{'ratio':>8}{'floor':>10}{'ratio':>8}")
-    for context in (250, 500, 1000, 2000):
+    for context in (500, 1000, 1500, 2000):
         step(decoder, textbook, context)
     capacities(decoder)
 
