@@ -221,8 +221,9 @@ def latency(rows: Iterable[LatencyRow], *, ax: Axes | None = None) -> Axes:
     >>> [text.get_text() for text in ax.texts]
     ['3x', '30x']
     """
+    rows = list(rows)
     _points([row.prompt_length for row in rows], "prompt_length")
-    rows = sorted(rows, key=lambda row: row.prompt_length)
+    rows.sort(key=lambda row: row.prompt_length)
     prompts = [row.prompt_length for row in rows]
     uncached = [_seconds(row.uncached_seconds, "uncached_seconds") for row in rows]
     cached = [_seconds(row.cached_seconds, "cached_seconds") for row in rows]

@@ -390,12 +390,12 @@ def attention_intensity(
     )
     if is_array(moved):
         if not moved.all():
-            raise InvalidValueError("keys", keys, _NOTHING_MOVED)
+            raise _nothing_moved(keys=keys, queries=queries, batch=batch)
         # Where int64 would overflow, the quotient is an object array of Python floats.
         ratio: FloatArray = (work / moved).astype("float64")
         return ratio
     if not moved:
-        raise InvalidValueError("keys", keys, _NOTHING_MOVED)
+        raise _nothing_moved(keys=keys, queries=queries, batch=batch)
     intensity: float = work / moved
     return intensity
 
@@ -584,9 +584,11 @@ def _products(
             yield path, (*factors(((item.heads, width),)), met)
 
 
-_NOTHING_MOVED: Final = (
-    "an intensity needs bytes that are moved: keys, queries and batch of at least 1"
-)
+def _nothing_moved(**workload: Any) -> InvalidValueError:
+    """Return the error for an intensity without bytes, which names what is 0."""
+    empty = next(field for field, value in workload.items() if not _everywhere(value > 0))
+    return InvalidValueError(empty, workload[empty], "must be at least 1: an intensity needs bytes")
+
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")

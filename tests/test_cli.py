@@ -560,7 +560,7 @@ def refusal(capsys: Output, *argv: str) -> str:
         (("fit", "--config", "x", "--assignment"), "--assignment: not allowed"),
         (("fit", "--assignment", "--head-dim", "64"), "--head-dim: not allowed"),
         (("intensity", "--algorithm", "fast"), "'fast'"),
-        (("intensity", "--context", "0"), "batch = 1"),
+        (("intensity", "--context", "0"), "keys = 0"),
         (("intensity", "--batch", "0"), "batch = 0"),
         (("intensity", "--query-heads", "3", "--kv-heads", "2"), "kv_heads = 2"),
         (("intensity", "--algorithm", "assignment", "--causal"), "the full square"),

@@ -234,7 +234,7 @@ def test_bad_arguments_are_refused_by_name(changes: dict[str, Any], message: str
 
 
 def test_an_intensity_of_nothing_is_refused() -> None:
-    with pytest.raises(LlmcalcError, match="bytes that are moved"):
+    with pytest.raises(LlmcalcError, match="an intensity needs bytes"):
         roofline.attention_intensity(
             queries=0, keys=0, head_dim=4, element_bytes=2, algorithm="flash"
         )
