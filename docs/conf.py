@@ -43,8 +43,8 @@ def exported_names() -> list[str]:
     """Return every name in the ``__all__`` of a public module, where it is defined."""
     names = []
     for info in pkgutil.walk_packages(llmcalc.__path__, "llmcalc."):
-        # `llmcalc.spec` only gathers the names of its modules.
-        if not info.name.startswith(INTERNAL) and info.name != "llmcalc.spec":
+        # These only gather the names of their modules.
+        if not info.name.startswith(INTERNAL) and info.name not in {"llmcalc.roofline", "llmcalc.spec"}:
             module = importlib.import_module(info.name)
             names += [f"{info.name}.{name}" for name in getattr(module, "__all__", ())]
     return names

@@ -8,11 +8,13 @@
 * `Remainder`: the positions that do not make up such a slot yet.
 * `Constant`: a state that does not grow, such as that of a recurrence.
 
-Each span answers six questions, for integers and for integer arrays alike:
+Each span answers eight questions, for integers and for integer arrays alike:
 
 * ``slots(context)``: slots that a request of `context` tokens holds;
 * ``pairs(new, past)``: (query, key) pairs when `new` tokens follow `past` ones, causally;
 * ``present(new, past)``: the keys that a step has at hand, in a kernel that skips none of them;
+* ``fetched(new, past)``: the slots that a step reads, each once;
+* ``written(new, past)``: the slots that a step writes;
 * ``most_pairs(new, past)``: a bound of ``pairs`` for all workloads up to this one;
 * ``most_slots``: the slots that no context exceeds, or `None`;
 * ``slot_name``: what a slot is called in a printed working.
@@ -61,6 +63,14 @@ class Full(Described):
         """Return all positions."""
         return past + new
 
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return all positions."""
+        return past + new
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return one slot for each new token."""
+        return new
+
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs, which grow with the workload."""
         return self.pairs(new, past)
@@ -100,6 +110,14 @@ class Window(Described):
     def present(self, new: Any, past: Any) -> Any:
         """Return what is held before the step, short of one slot, and the new positions."""
         return smaller(past, self.size - 1) + new
+
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return what is held before the step, short of one slot, and the new positions."""
+        return smaller(past, self.size - 1) + new
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return a slot for each new token that the window still holds."""
+        return smaller(new, self.size)
 
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs, which grow with the workload."""
@@ -150,6 +168,14 @@ class Chunk(Described):
         """Return what is held before the step, short of one slot, and the new positions."""
         return smaller(past, self.size - 1) + new
 
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return the positions from the start of the chunk that is under way."""
+        return past % self.size + new
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return a slot for each new token, at most a chunk."""
+        return smaller(new, self.size)
+
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs if every new token met a full chunk."""
         return new * smaller(past + new, self.size)
@@ -188,6 +214,14 @@ class TopK(Described):
         """Return all positions."""
         return past + new
 
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return a bound of the positions that the new tokens pick together."""
+        return smaller(past + new, new * self.count)
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return one slot for each new token."""
+        return new
+
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs, which grow with the workload."""
         return self.pairs(new, past)
@@ -221,6 +255,14 @@ class Constant(Described):
         return new + past * 0
 
     def present(self, new: Any, past: Any) -> Any:
+        """Return one state."""
+        return self.slots(past + new)
+
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return one state."""
+        return self.slots(past + new)
+
+    def written(self, new: Any, past: Any) -> Any:
         """Return one state."""
         return self.slots(past + new)
 
@@ -272,6 +314,15 @@ class Compressed(Described):
         """Return the slots that are complete after the step."""
         return (past + new) // self.ratio
 
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return the complete slots, or a bound of those that the new tokens pick together."""
+        complete = self.present(new, past)
+        return complete if self.most is None else smaller(complete, new * self.most)
+
+    def written(self, new: Any, past: Any) -> Any:
+        """Return the slots that the step completes."""
+        return self.slots(past + new) - self.slots(past)
+
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return a bound of what is subtracted, too."""
         return (past + new) * ((past + new) // self.ratio + 1)
@@ -309,6 +360,14 @@ class Remainder(Described):
     def present(self, new: Any, past: Any) -> Any:
         """Return what is left over after the step."""
         return self.slots(past + new)
+
+    def fetched(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return what is left over before the step."""
+        return self.slots(past)
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
+        """Return a slot for each new token, at most the size."""
+        return smaller(new, self.size)
 
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs, which grow with the workload."""
