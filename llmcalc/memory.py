@@ -38,7 +38,7 @@ from llmcalc.boundary import choice, elementwise, evaluate, is_array, smaller, w
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import Axes, check_ranks, factors
+from llmcalc.spec.axes import WHOLE, Axes, Split, check_ranks, factors
 from llmcalc.spec.items import Cache, CacheRole
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Window
@@ -146,7 +146,7 @@ def weight_bytes(
 def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> Breakdown[Bytes]:
     terms = []
     for tensor in spec.ledger.tensors:
-        rows, columns = tensor.share(degree, rank)
+        rows, columns = tensor.share(WHOLE if degree == 1 else Split(ranks=degree, rank=rank))
         terms.append(Term(tensor.path, rows + _stored(columns, storage) + tensor.times))
     return Breakdown(Bytes, f"Weights of {spec.name} in {storage.name}", terms)
 
@@ -260,12 +260,13 @@ def _cache_bytes(
     for entry, cache in spec.ledger.caches:
         for shape, slots in (held or _held)(cache, context):
             *outer, inner = shape
-            stored = _stored(factors(((inner,),), degree, 0), elements[cache.role])
+            split = WHOLE if degree == 1 else Split(ranks=degree)
+            stored = _stored(factors(((inner,),), split), elements[cache.role])
             terms.append(
                 Term(
                     entry.name,
                     (
-                        *factors((tuple(outer),), degree, 0),
+                        *factors((tuple(outer),), split),
                         *stored[:-1],
                         slots,
                         *entry.times,

@@ -1,8 +1,10 @@
 """Axes: the named dimensions of tensors, and how tensor parallelism splits each by its name.
 
 * `Axis`: a name and a size.
+* `Split`: the ranks that tensors are split over, seen from one of them.
 * `factors`: a dimension's share on one rank as the named factors of a term.
 * `rank_size`: how much of an axis one rank holds.
+* `share`: how much the rank holds of what is dealt out one by one.
 * `is_split`: whether tensor parallelism divides an axis at all.
 """
 
@@ -18,7 +20,7 @@ from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 
-__all__ = ["Axis", "check_ranks", "is_split", "rank_size"]
+__all__ = ["Axis", "Split", "check_ranks", "is_split", "rank_size", "share"]
 
 #: What tensor parallelism does with an axis, by its name; an axis that is not named here is
 #: whole on every rank. "even": every rank holds the same share, so the degree must divide the
@@ -53,30 +55,42 @@ class Axis(Described):
 Axes: TypeAlias = tuple[Axis, ...]
 
 
-def factors(
-    pieces: tuple[Axes, ...], tensor_parallel: int = 1, rank: int = 0
-) -> tuple[Factor, ...]:
+@attrs.frozen(repr=False, eq=False)
+class Split(Described):
+    """The ranks that a tensor is split over, and which of them it is seen from.
+
+    Each of `ranks` holds a share of every axis that is split by its name. With `whole_experts`
+    the axis of experts is dealt out instead and no other one is split. The vocabulary is first
+    padded to a multiple of `vocab_multiple`; above 1 the ranks must divide what that gives.
+    """
+
+    ranks: int = 1
+    rank: int = 0
+    whole_experts: bool = False
+    vocab_multiple: int = 1
+
+
+#: One rank that holds everything.
+WHOLE: Final = Split()
+
+
+def factors(pieces: tuple[Axes, ...], split: Split = WHOLE) -> tuple[Factor, ...]:
     """Return what the rank holds of a dimension that is the sum of `pieces`, as named factors.
 
     One piece gives a factor for each of its axes; several give one factor, their sum.
 
-    >>> from llmcalc.spec.axes import Axis, factors
+    >>> from llmcalc.spec.axes import Axis, Split, factors
     >>> heads, width = Axis("query_heads", 8), Axis("head_dim", 64)
-    >>> factors(((heads, width),), tensor_parallel=2)
+    >>> factors(((heads, width),), Split(ranks=2))
     ((4, 'query_heads'), (64, 'head_dim'))
     >>> factors(((heads, width), (Axis("latent", 5),)))
     ((517, 'query_heads*head_dim + latent'),)
     """
     if len(pieces) == 1:
-        if tensor_parallel == 1:
+        if split is WHOLE:
             return tuple([(axis.size, axis.name) for axis in pieces[0]])
-        return tuple(
-            [
-                (rank_size(axis, tensor_parallel=tensor_parallel, rank=rank), axis.name)
-                for axis in pieces[0]
-            ]
-        )
-    parts = [factors((piece,), tensor_parallel, rank) for piece in pieces]
+        return tuple([(_held(axis, split), axis.name) for axis in pieces[0]])
+    parts = [factors((piece,), split) for piece in pieces]
     total = sum(prod(size for size, _ in part) for part in parts)
     return ((total, " + ".join("*".join(name for _, name in part) for part in parts)),)
 
@@ -105,11 +119,11 @@ def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
     split = _SPLITS.get(axis.name)
     if split is None or tensor_parallel == 1:
         return axis.size
-    share, rest = divmod(axis.size, tensor_parallel)
     if split == "uneven":
-        return share + (rank < rest)
+        return share(axis.size, tensor_parallel, rank)
+    each, rest = divmod(axis.size, tensor_parallel)
     if not rest:
-        return share
+        return each
     if split == "replicated":
         if tensor_parallel % axis.size == 0:
             return 1
@@ -117,6 +131,29 @@ def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
     else:
         rule = f"must divide {axis.name} ({axis.size})"
     raise InvalidValueError("tensor_parallel", tensor_parallel, rule)
+
+
+def share(size: int, ranks: int, rank: int) -> int:
+    """Return how many of `size` the rank holds: the first ranks take the remainder, one each.
+
+    >>> from llmcalc.spec.axes import share
+    >>> [share(10, 4, rank) for rank in range(4)]
+    [3, 3, 2, 2]
+    """
+    return (size + ranks - 1 - rank) // ranks
+
+
+def _held(axis: Axis, split: Split) -> int:
+    """Return how many entries of `axis` the rank of a split holds."""
+    if split.whole_experts:
+        return share(axis.size, split.ranks, split.rank) if axis.name == "experts" else axis.size
+    if split.vocab_multiple > 1 and axis.name == "vocab":
+        padded = -(-axis.size // split.vocab_multiple) * split.vocab_multiple
+        if padded % split.ranks:
+            rule = f"must divide the padded vocabulary ({padded})"
+            raise InvalidValueError("tensor_parallel", split.ranks, rule)
+        return padded // split.ranks
+    return rank_size(axis, tensor_parallel=split.ranks, rank=split.rank)
 
 
 def check_ranks(tensor_parallel: object, rank: object) -> tuple[int, int]:

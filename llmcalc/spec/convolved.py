@@ -275,7 +275,7 @@ class StreamQueries:
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit the queries of what stands beside the layers."""
         for item in self.items(embed):
-            yield Entry(("other", ""), None, item)
+            yield Entry(("other", ""), None, item, after=True)
 
 
 @attrs.frozen(kw_only=True)

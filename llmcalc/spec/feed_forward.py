@@ -103,6 +103,6 @@ class HeadTransform(Described):
             name="transform", into=(embed,), out=((embed,),), bias=self.bias, tokens="logits"
         )
         for item in (matrix, *learned_activation(self.activation)):
-            yield Entry(("head", ""), None, item)
+            yield Entry(("head", ""), None, item, after=True)
         for item in self.norm.items("transform_norm", (embed,)):
-            yield Entry(("norms", ""), None, item)
+            yield Entry(("norms", ""), None, item, after=True)

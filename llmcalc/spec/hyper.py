@@ -81,7 +81,7 @@ class HyperHead:
             Scale(name="head_streams.scale", axes=(Axis("kinds", 1),)),
         )
         for item in items:
-            yield Entry(("other", ""), None, item)
+            yield Entry(("other", ""), None, item, after=True)
 
 
 @attrs.frozen(kw_only=True)
@@ -125,7 +125,7 @@ class GatedStreams:
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit the items once, beside the layers."""
         for item in self.items(embed):
-            yield Entry(("other", ""), None, item)
+            yield Entry(("other", ""), None, item, after=True)
 
 
 @attrs.frozen(kw_only=True)

@@ -115,7 +115,8 @@ class Cache(Described):
     """What one request holds: `shape` elements for each slot of its `span`.
 
     `in_transformers` lists the shapes and spans that transformers holds instead, where that is
-    something else than an engine holds; it is empty where transformers holds nothing.
+    something else than an engine holds; it is empty where transformers holds nothing. One that
+    is not `held` is another layer's: it is read, and neither written nor held.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Cache(Described):
     shape: Axes
     span: Span
     in_transformers: tuple[tuple[Axes, Span], ...] | None = None
+    held: bool = True
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

@@ -8,29 +8,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Literal, TypeAlias
 
 import attrs
 
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
-from llmcalc.spec.axes import Axes, Axis, factors
+from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, factors
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 
-__all__ = ["Entry", "Ledger", "StoredTensor"]
+__all__ = ["Entry", "Ledger", "Place", "StoredTensor"]
+
+#: Where something stands in the order of computation: before the layers, in those of a label, or
+#: after them. Pipeline parallelism places it by that.
+Place: TypeAlias = tuple[Literal["before", "layers", "after"], str]
 
 
 @attrs.frozen(repr=False, eq=False)
 class Entry(Described):
     """An item at its place: `path` is (group, layer label), `count` the layers that have it.
 
-    `count` is `None` for what stands outside the layers and occurs once. A step goes `uses` times
-    through each of the layers.
+    `count` is `None` for what stands outside the layers and occurs once: before them, or with
+    `after` after them. A step goes `uses` times through each of the layers.
     """
 
     path: tuple[str, str]
     count: int | None
     item: Item
     uses: int = 1
+    after: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where the item stands."""
+        if self.count is not None:
+            return "layers", self.path[1]
+        return "after" if self.after else "before", ""
 
     @property
     def name(self) -> tuple[str, ...]:
@@ -54,6 +67,7 @@ class StoredTensor(Described):
 
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
     Where the rows are those of several experts, each token reads those of `active` experts.
+    `places` says where it is used: in several places, where several items share the weight.
     `row_factors` and `column_factors` are the whole tensor's, which most folds need every time.
     """
 
@@ -62,6 +76,7 @@ class StoredTensor(Described):
     columns: tuple[Axes, ...]
     times: tuple[Factor, ...]
     active: int | None = None
+    places: tuple[Place, ...] = ()
     row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
     column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
 
@@ -80,16 +95,16 @@ class StoredTensor(Described):
         )
         return factors(pieces)
 
-    def share(
-        self, tensor_parallel: int, rank: int
-    ) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+    @property
+    def routed(self) -> bool:
+        """Whether it is a weight of several experts, which expert parallelism deals out."""
+        return self.active is not None and self.path[0] != "attention"
+
+    def share(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
         """Return the factors of the rows and of the columns that one rank holds."""
-        if tensor_parallel == 1:
+        if split is WHOLE:
             return self.row_factors, self.column_factors
-        return (
-            factors(self.rows, tensor_parallel, rank),
-            factors(self.columns, tensor_parallel, rank),
-        )
+        return factors(self.rows, split), factors(self.columns, split)
 
 
 #: The rows of a vector: one piece, the empty product.
@@ -98,6 +113,9 @@ ONE_ROW: tuple[Axes, ...] = ((),)
 
 class Ledger:
     """The entries of one model; `tensors` are its distinct stored weights.
+
+    `caches` are the caches that a request holds; `cache_reads` also those that a layer reads and
+    another one holds.
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -111,30 +129,63 @@ class Ledger:
     ('attention', 'decoder', 'q') 2
     """
 
-    __slots__ = ("caches", "entries", "tensors")
+    __slots__ = ("_weight_reads", "cache_reads", "caches", "entries", "tensors")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
         self.tensors = tuple(_distinct_tensors(self.entries))
-        self.caches = tuple((e, e.item) for e in self.entries if isinstance(e.item, Cache))
+        caches = [(e, e.item) for e in self.entries if isinstance(e.item, Cache)]
+        self.caches = tuple((entry, cache) for entry, cache in caches if cache.held)
+        self.cache_reads = tuple(caches)
+        self._weight_reads: tuple[tuple[Entry, StoredTensor], ...] | None = None
+
+    @property
+    def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
+        """Every weight that a step reads, each use of it apart."""
+        if self._weight_reads is None:
+            self._weight_reads = tuple(
+                (entry, _stored(entry, suffix, rows, columns, entry.times, (entry.place,)))
+                for entry in self.entries
+                for suffix, rows, columns in _shapes(entry.item)
+            )
+        return self._weight_reads
 
 
-def _distinct_tensors(entries: Iterable[Entry]) -> Iterator[StoredTensor]:
+def _distinct_tensors(entries: tuple[Entry, ...]) -> Iterator[StoredTensor]:
     seen: set[tuple[str, bool]] = set()
+    users: dict[tuple[str, bool], dict[Place, None]] = {}
+    for entry in entries:
+        item = entry.item
+        if isinstance(item, Linear | Table | Scale) and item.storage is not None:
+            for suffix, _, _ in _shapes(item):
+                users.setdefault((item.storage, suffix == ".bias"), {})[entry.place] = None
     for entry in entries:
         item = entry.item
         for suffix, rows, columns in _shapes(item):
             times = entry.layers
+            places: tuple[Place, ...] = (entry.place,)
             if isinstance(item, Linear | Table | Scale) and item.storage is not None:
                 # A tied head stores no weight of its own, but it may have a bias.
                 key = item.storage, suffix == ".bias"
                 if key in seen:
                     continue
                 seen.add(key)
+                places = tuple(users[key])
                 times = ()  # stored once, however many layers use it
-            path = (*entry.path, item.name + suffix)
-            active = item.active if isinstance(item, Linear | Table) else None
-            yield StoredTensor(path, rows, columns, times, active)
+            yield _stored(entry, suffix, rows, columns, times, places)
+
+
+def _stored(
+    entry: Entry,
+    suffix: str,
+    rows: tuple[Axes, ...],
+    columns: tuple[Axes, ...],
+    times: tuple[Factor, ...],
+    places: tuple[Place, ...],
+) -> StoredTensor:
+    item = entry.item
+    active = item.active if isinstance(item, Linear | Table) else None
+    return StoredTensor((*entry.path, item.name + suffix), rows, columns, times, active, places)
 
 
 def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...]]]:

@@ -231,9 +231,9 @@ class ModelSpec(Described):
                     yield entry if layer.uses == 1 else attrs.evolve(entry, uses=layer.uses)
         if self.final_norm is not None:
             for item in self.final_norm.items("final_norm", (embed,)):
-                yield Entry(("norms", ""), None, item)
+                yield Entry(("norms", ""), None, item, after=True)
         for item in self.head.items(embed, self.embedding.vocab):
-            yield Entry(("head", ""), None, item)
+            yield Entry(("head", ""), None, item, after=True)
 
     @classmethod
     def dense(

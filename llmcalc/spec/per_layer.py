@@ -163,5 +163,8 @@ class StreamProjections:
                 Linear(name="streams.begin", into=(embed,), out=((more, embed),)),
             )
             yield Entry(
-                ("other", ""), None, Linear(name="streams.end", into=(embed,), out=((more, embed),))
+                ("other", ""),
+                None,
+                Linear(name="streams.end", into=(embed,), out=((more, embed),)),
+                after=True,
             )
