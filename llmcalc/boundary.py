@@ -4,7 +4,7 @@
 * `count`: a workload argument, an integer or an integer array.
 * `flag_argument`: True or False.
 * `choice`: one of a few strings.
-* `smaller`: the minimum, of integers or arrays.
+* `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
 * `evaluate`: a fold over workload arguments that may be integers or integer arrays.
 * `elementwise`: a scalar function over such arguments, called for each element.
@@ -38,6 +38,7 @@ __all__ = [
     "flag_argument",
     "instance_of",
     "is_array",
+    "larger",
     "one_of",
     "size",
     "smaller",
@@ -147,6 +148,15 @@ def smaller(a: Any, b: Any) -> Any:
 
         return np.minimum(a, b)
     return a if a < b else b
+
+
+def larger(a: Any, b: Any) -> Any:
+    """Return the larger of two numbers, or of numbers and arrays element by element."""
+    if is_array(a) or is_array(b):
+        import numpy as np
+
+        return np.maximum(a, b)
+    return a if a > b else b
 
 
 def evaluate(

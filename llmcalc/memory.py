@@ -138,7 +138,7 @@ def weight_bytes(
     >>> memory.weight_bytes(llama, weights="bf16", tensor_parallel=2).total
     8030527488
     """
-    storage = _weight_format(spec, weights)
+    storage = weight_format(spec, weights)
     degree, number = check_ranks(tensor_parallel, rank)
     return _weight_bytes(spec, storage, degree, number)
 
@@ -147,7 +147,7 @@ def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> B
     terms = []
     for tensor in spec.ledger.tensors:
         rows, columns = tensor.share(WHOLE if degree == 1 else Split(ranks=degree, rank=rank))
-        terms.append(Term(tensor.path, rows + _stored(columns, storage) + tensor.times))
+        terms.append(Term(tensor.path, rows + stored(columns, storage) + tensor.times))
     return Breakdown(Bytes, f"Weights of {spec.name} in {storage.name}", terms)
 
 
@@ -224,7 +224,7 @@ def kv_cache_bytes(
       v  8 kv_heads x 128 head_dim x 1024 tokens x 32 layers x 2 bytes = 67 108 864 B
       total 134 217 728 B (0.125 GiB)
     """
-    elements = _cache_formats(kv, state, index)
+    elements = cache_formats(kv, state, index)
     degree, _ = check_ranks(tensor_parallel, 0)
     choice(policy, "policy", ("ideal", "transformers"))
     held = _held_in_transformers if policy == "transformers" else _held
@@ -235,7 +235,7 @@ def kv_cache_bytes(
     return evaluate(fold, _total, context=context, batch=batch)
 
 
-def _cache_formats(
+def cache_formats(
     kv: str | Format, state: str | Format, index: str | Format | None
 ) -> dict[CacheRole, Format]:
     """Give the format of every cache role."""
@@ -261,7 +261,7 @@ def _cache_bytes(
         for shape, slots in (held or _held)(cache, context):
             *outer, inner = shape
             split = WHOLE if degree == 1 else Split(ranks=degree)
-            stored = _stored(factors(((inner,),), split), elements[cache.role])
+            stored = stored(factors(((inner,),), split), elements[cache.role])
             terms.append(
                 Term(
                     entry.name,
@@ -416,8 +416,8 @@ def fit(
     ... ).short_bytes
     7604805632
     """
-    storage = _weight_format(spec, weights)
-    elements = _cache_formats(kv, state, index)
+    storage = weight_format(spec, weights)
+    elements = cache_formats(kv, state, index)
     degree, rank = check_ranks(tensor_parallel, 0)
     tokens = whole_number(context, "context")
     return Fit(
@@ -532,7 +532,7 @@ def _max_batch_sizes(
     import numpy as np
 
     weight_total = weight_bytes(spec, weights=weights, tensor_parallel=tensor_parallel).total
-    elements = _cache_formats(kv, state, index)
+    elements = cache_formats(kv, state, index)
     degree, _ = check_ranks(tensor_parallel, 0)
 
     def fold(device_memory: Any, context: Any) -> tuple[Any, Any]:
@@ -644,8 +644,8 @@ def max_context(
     >>> limit, limit.limited_by
     (6660, 'memory')
     """
-    storage = _weight_format(spec, weights)
-    elements = _cache_formats(kv, state, index)
+    storage = weight_format(spec, weights)
+    elements = cache_formats(kv, state, index)
     degree, rank = check_ranks(tensor_parallel, 0)
     weight_total = _weight_bytes(spec, storage, degree, rank).total
 
@@ -724,7 +724,7 @@ def gqa_kv_bytes(
     return product
 
 
-def _weight_format(spec: ModelSpec, weights: str | Format) -> Format:
+def weight_format(spec: ModelSpec, weights: str | Format) -> Format:
     if weights != "checkpoint":
         return formats.get(weights, "weights")
     if spec.checkpoint is None:
@@ -738,7 +738,7 @@ def _total(breakdown: Breakdown[Any, int]) -> int:
     return breakdown.total
 
 
-def _stored(columns: tuple[Factor, ...], storage: Format) -> tuple[Factor, ...]:
+def stored(columns: tuple[Factor, ...], storage: Format) -> tuple[Factor, ...]:
     """Give the factors whose product is the bytes of one row; the last one is the bytes."""
     size = storage.block_elements
     if size == 1:

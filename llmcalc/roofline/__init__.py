@@ -23,13 +23,21 @@ if TYPE_CHECKING:
         attention_intensity,
     )
     from llmcalc.roofline.products import flops
+    from llmcalc.roofline.times import ItemTime, StepTime, step_time
+    from llmcalc.roofline.traffic import ExpertReads, bytes_moved, experts_touched
 
 __all__ = [
     "Algorithm",
+    "ExpertReads",
+    "ItemTime",
+    "StepTime",
     "attention_bytes",
     "attention_flops",
     "attention_intensity",
+    "bytes_moved",
+    "experts_touched",
     "flops",
+    "step_time",
 ]
 
 __getattr__, __dir__ = exports(
@@ -37,6 +45,8 @@ __getattr__, __dir__ = exports(
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
         "products": ("flops",),
+        "times": ("ItemTime", "StepTime", "step_time"),
+        "traffic": ("ExpertReads", "bytes_moved", "experts_touched"),
     },
     globals(),
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from llmcalc.boundary import choice, evaluate, flag_argument, smaller
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.eager import Eager
-from llmcalc.spec.axes import factors
+from llmcalc.spec.axes import WHOLE, Split, check_ranks, factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scan
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
@@ -41,6 +41,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    tensor_parallel: Int = 1,
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops]: ...
 @overload
@@ -53,6 +54,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    tensor_parallel: Int = 1,
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
@@ -65,6 +67,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    tensor_parallel: Int = 1,
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
@@ -77,6 +80,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    tensor_parallel: Int = 1,
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 def flops(
@@ -88,6 +92,7 @@ def flops(
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
+    tensor_parallel: Int = 1,
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, Any]:
     r"""Return the FLOPs of the matrix products of one step, item by item.
@@ -103,6 +108,8 @@ def flops(
     computes keys and values from all latents again at every step, ``"absorbed"`` attends to the
     latents as they are cached. Lookups, norms, softmax, activations, rotary embedding and bias
     additions are not counted.
+
+    With `tensor_parallel` the figures are those of rank 0 of so many, which no other exceeds.
 
     `convention` is ``"model"``, what the model's definition needs, or ``"transformers"``, what
     PyTorch's counter counts when transformers' own modules run without optional kernels: full
@@ -125,6 +132,8 @@ def flops(
     choice(logits, "logits", ("last", "all"))
     choice(mla, "mla", ("expanded", "absorbed"))
     choice(convention, "convention", ("model", "transformers"))
+    degree, _ = check_ranks(tensor_parallel, 0)
+    split = WHOLE if degree == 1 else Split(ranks=degree)
     absorbed, everything = mla == "absorbed", logits == "all"
     in_transformers = convention == "transformers"
 
@@ -154,7 +163,8 @@ def flops(
                 tokens,
                 latents,
                 pairs,
-                eager if in_transformers else None,
+                eager=eager if in_transformers else None,
+                split=split,
                 absorbed=absorbed,
             )
         ]
@@ -175,8 +185,9 @@ def _products(
     tokens: Mapping[str, Factor],
     latents: Callable[[Span], Factor],
     pairs: Callable[[Span], Any],
-    eager: Eager | None,
     *,
+    eager: Eager | None,
+    split: Split,
     absorbed: bool,
 ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
     """Give the path and the factors of each matrix product of an item."""
@@ -187,16 +198,16 @@ def _products(
             computed = item.active if eager is None else item.eager_active or item.active
             used = ((computed, "experts per token"),)
         elif item.blocks is not None:
-            used = factors(((item.blocks,),))
-        shape = (*used, *factors(item.out), *factors((item.into,)))
+            used = factors(((item.blocks,),), split)
+        shape = (*used, *factors(item.out, split), *factors((item.into,), split))
         met = latents(item.span) if item.tokens == "latent" else tokens[item.tokens]
         yield entry.name, (*shape, met)
     elif isinstance(item, Conv):
-        shape = (*factors((item.channels,)), (item.into * item.kernel, "inputs"))
+        shape = (*factors((item.channels,), split), (item.into * item.kernel, "inputs"))
         outputs = tokens["all"] if eager is None else (eager.outputs(item), "outputs")
         yield entry.name, (*shape, outputs)
     elif isinstance(item, Scan):
-        state = factors((item.state,))
+        state = factors((item.state,), split)
         if eager is None or item.eager is None:
             yield entry.name, ((item.products, "products"), *state, tokens["all"])
             return
@@ -212,7 +223,7 @@ def _products(
         met = (eager.attended(span) if eager is not None and skips else pairs(span), "pairs")
         for name, width in zip(("scores", "values"), widths, strict=True):
             path = (*entry.path, f"{item.name}.{name}")
-            yield path, (*factors(((item.heads, width),)), met)
+            yield path, (*factors(((item.heads, width),), split), met)
 
 
 def _total(breakdown: Breakdown[Any, int]) -> int:

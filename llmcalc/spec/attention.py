@@ -178,15 +178,15 @@ class Attention(Described):
             if not self.value_is_key:
                 yield Linear(name="v", into=(embed,), out=((keys, value),), bias=self.value_bias)
         yield from self._before_mixing(embed, queries, keys, head)
-        if not self.shares_cache:
-            for name, width in (("k", head), ("v", value)):
-                yield Cache(
-                    name=name,
-                    role="kv",
-                    shape=(keys, width),
-                    span=self.span,
-                    in_transformers=self._in_transformers(width),
-                )
+        for name, width in (("k", head), ("v", value)):
+            yield Cache(
+                name=name,
+                role="kv",
+                shape=(keys, width),
+                span=self.span,
+                in_transformers=self._in_transformers(width),
+                held=not self.shares_cache,
+            )
         for name in ("attention", "attention_again") if self.differential else ("attention",):
             yield Mix(
                 name=name,

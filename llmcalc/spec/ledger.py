@@ -144,9 +144,9 @@ class Ledger:
         """Every weight that a step reads, each use of it apart."""
         if self._weight_reads is None:
             self._weight_reads = tuple(
-                (entry, _stored(entry, suffix, rows, columns, entry.times, (entry.place,)))
+                (entry, _stored(entry, shape, entry.times, (entry.place,)))
                 for entry in self.entries
-                for suffix, rows, columns in _shapes(entry.item)
+                for shape in _shapes(entry.item)
             )
         return self._weight_reads
 
@@ -161,34 +161,34 @@ def _distinct_tensors(entries: tuple[Entry, ...]) -> Iterator[StoredTensor]:
                 users.setdefault((item.storage, suffix == ".bias"), {})[entry.place] = None
     for entry in entries:
         item = entry.item
-        for suffix, rows, columns in _shapes(item):
+        for shape in _shapes(item):
             times = entry.layers
             places: tuple[Place, ...] = (entry.place,)
             if isinstance(item, Linear | Table | Scale) and item.storage is not None:
                 # A tied head stores no weight of its own, but it may have a bias.
-                key = item.storage, suffix == ".bias"
+                key = item.storage, shape[0] == ".bias"
                 if key in seen:
                     continue
                 seen.add(key)
                 places = tuple(users[key])
                 times = ()  # stored once, however many layers use it
-            yield _stored(entry, suffix, rows, columns, times, places)
+            yield _stored(entry, shape, times, places)
 
 
 def _stored(
-    entry: Entry,
-    suffix: str,
-    rows: tuple[Axes, ...],
-    columns: tuple[Axes, ...],
-    times: tuple[Factor, ...],
-    places: tuple[Place, ...],
+    entry: Entry, shape: _Shape, times: tuple[Factor, ...], places: tuple[Place, ...]
 ) -> StoredTensor:
     item = entry.item
+    suffix, rows, columns = shape
     active = item.active if isinstance(item, Linear | Table) else None
     return StoredTensor((*entry.path, item.name + suffix), rows, columns, times, active, places)
 
 
-def _shapes(item: Item) -> Iterator[tuple[str, tuple[Axes, ...], tuple[Axes, ...]]]:
+#: The suffix of a stored tensor's name, its rows and its columns.
+_Shape: TypeAlias = tuple[str, tuple[Axes, ...], tuple[Axes, ...]]
+
+
+def _shapes(item: Item) -> Iterator[_Shape]:
     """Give the stored tensors of an item: suffix of the name, rows, columns."""
     if isinstance(item, Linear):
         several = item.experts or item.blocks
