@@ -261,16 +261,16 @@ def _cache_bytes(
         for shape, slots in (held or _held)(cache, context):
             *outer, inner = shape
             split = WHOLE if degree == 1 else Split(ranks=degree)
-            stored = stored(factors(((inner,),), split), elements[cache.role])
+            row = stored(factors(((inner,),), split), elements[cache.role])
             terms.append(
                 Term(
                     entry.name,
                     (
                         *factors((tuple(outer),), split),
-                        *stored[:-1],
+                        *row[:-1],
                         slots,
                         *entry.times,
-                        stored[-1],
+                        row[-1],
                         *requests,
                     ),
                 )
