@@ -35,6 +35,34 @@ RENAMED: Final = {
     "google/gemma-3-4b-it (text_config)": "google/gemma-3-4b-it",
 }
 
+
+def _compressed(kind: str, layout: str) -> dict[str, Any]:
+    """Return what llm-compressor writes for 8-bit weights with a scale for each channel."""
+    shared = {"num_bits": 8, "type": kind, "symmetric": True}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": layout,
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {**shared, "strategy": "channel", "dynamic": False},
+                "input_activations": {**shared, "strategy": "token", "dynamic": True},
+            }
+        },
+        "ignore": ["lm_head"],
+    }
+
+
+#: Models that no row of the file is near to: the published shape.
+SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "ibm-granite/granite-3.1-8b-instruct": {
+        "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800,
+        "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
+        "vocab_size": 49155, "max_position_embeddings": 131072, "rope_theta": 5000000.0,
+        "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+
 #: Models that differ from another one in these fields. The published totals are those that the
 #: Hub shows for the model's safetensors files.
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
@@ -133,6 +161,77 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
          "layer_types": ["sliding_attention", "full_attention"] * 12},
         20914757184,
     ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
+         "num_hidden_layers": 48, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+        14770033664,
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": (
+        "Qwen/Qwen2.5-7B",
+        {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
+         "num_hidden_layers": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072},
+        32763876352,
+    ),
+    "deepseek-ai/DeepSeek-V2-Lite-Chat": (
+        "deepseek-ai/DeepSeek-V2-Lite", {"max_position_embeddings": 163840}, 15706484224,
+    ),
+    "deepseek-ai/deepseek-coder-6.7b-instruct": (
+        "deepseek-ai/deepseek-coder-33b-base",
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "num_key_value_heads": 32, "max_position_embeddings": 16384},
+        6740512768,
+    ),
+    "facebook/opt-6.7b": (
+        "facebook/opt-1.3b",
+        {"hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384,
+         "num_hidden_layers": 32},
+        6658473984,
+    ),
+    "google/gemma-3-12b-it": (
+        "google/gemma-3-4b-it",
+        {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16,
+         "num_hidden_layers": 48, "num_key_value_heads": 8},
+        None,
+    ),
+    "ibm-granite/granite-3.1-2b-instruct": ("ibm-granite/granite-3.1-8b-instruct",
+        {"hidden_size": 2048, "intermediate_size": 8192}, None,
+    ),
+    "moonshotai/Kimi-Dev-72B": (
+        "Qwen/Qwen2.5-72B", {"max_position_embeddings": 131072}, 72706203648,
+    ),
+    "nvidia/Llama-3.3-70B-Instruct-FP8": (
+        "meta-llama/Meta-Llama-3.1-70B",
+        {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8",
+                                 "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}},
+        None,
+    ),
+    "Qwen/Qwen1.5-7B-Chat": (
+        "Qwen/Qwen1.5-1.8B-Chat",
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
+         "max_position_embeddings": 32768},
+        7721324544,
+    ),
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8": (
+        "Qwen/Qwen3-30B-A3B", {"max_position_embeddings": 262144}, 30532122624,
+    ),
+    "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic": (
+        "meta-llama/Meta-Llama-3.1-70B",
+        {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8": (
+        "meta-llama/Llama-3.1-8B",
+        {"quantization_config": _compressed("int", "int-quantized")}, None,
+    ),
+    "RedHatAI/Qwen2.5-7B-Instruct-FP8-dynamic": (
+        "Qwen/Qwen2.5-7B",
+        {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8": (
+        "Qwen/Qwen2.5-7B",
+        {"quantization_config": _compressed("int", "int-quantized")}, None,
+    ),
     "openai-community/gpt2-medium": (
         "openai-community/gpt2-large", {"n_embd": 1024, "n_head": 16, "n_layer": 24}, 354823168,
     ),
@@ -147,7 +246,8 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
         "meta-llama/Meta-Llama-3-70B-Instruct", "meta-llama/Llama-3-70B", "llama-3-70b",
     ),
     "meta-llama/Llama-3.1-8B": (
-        "meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B-Instruct",
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Meta-Llama-3.1-8B-Instruct",
         "meta-llama/Meta-Llama-3.1-8B",
     ),
     "meta-llama/Meta-Llama-3.1-70B": (
@@ -173,6 +273,9 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "mistralai/Mistral-Small-24B-Base-2501": (
         "mistralai/Mistral-Small-24B-Instruct-2501", "mistral-small-24b",
     ),
+    "google/gemma-3-12b-it": ("google/gemma-3-12b-pt", "gemma-3-12b"),
+    "ibm-granite/granite-3.1-2b-instruct": ("ibm-granite/granite-3.1-2b-base",),
+    "ibm-granite/granite-3.1-8b-instruct": ("ibm-granite/granite-3.1-8b-base",),
     "Qwen/Qwen2.5-0.5B": ("Qwen/Qwen2.5-0.5B-Instruct",),
     "Qwen/Qwen2.5-1.5B": ("Qwen/Qwen2.5-1.5B-Instruct",),
     "Qwen/Qwen2.5-3B": ("Qwen/Qwen2.5-3B-Instruct",),
@@ -243,13 +346,18 @@ def main() -> None:
         }
     # The same model under two names.
     del models["meta-llama/Meta-Llama-3.1-8B"]
+    for name, config in SHAPES.items():
+        models[name] = {"source": "the published sizes", "config": dict(sorted(config.items()))}
     for name, (like, changes, published) in VARIANTS.items():
         config = models[like]["config"]
-        models[name] = {
-            "source": f"the published sizes; other fields as {like}",
+        total = {
             "published": published,
             "published_source": "total of the model's safetensors files on huggingface.co",
             "published_counts": "parameters",
+        }
+        models[name] = {
+            "source": f"the published sizes; other fields as {like}",
+            **(total if published is not None else {}),
             "config": dict(sorted((config | changes).items())),
         }
     for name, aliases in ALIASES.items():
