@@ -1,0 +1,213 @@
+"""Laws of what a step moves and how long it takes at least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmcalc import LlmcalcError, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc.strategies import dense_specs
+from tests.truth import rows
+
+STEPS = st.fixed_dictionaries(
+    {"batch": st.integers(1, 5), "new": st.integers(1, 40), "past": st.integers(0, 300)}
+)
+WIDE: dict[str, Any] = {"weights": "bf16", "kv": "bf16"}
+
+#: A model of every kind of cache and mixer that is cheap to load.
+KINDS = [
+    row["config"]
+    for row in rows("default_configs")
+    if row["model_type"]
+    in {"gemma2", "llama4_text", "deepseek_v3", "deepseek_v32", "mamba2", "qwen3_next", "zamba2"}
+]
+
+
+@pytest.fixture(params=KINDS, ids=lambda config: config["model_type"])
+def kind(request: pytest.FixtureRequest) -> ModelSpec:
+    return load_model(request.param)
+
+
+@given(spec=dense_specs(), step=STEPS)
+def test_every_weight_is_read_once_and_tables_by_the_row(
+    spec: ModelSpec, step: dict[str, Any]
+) -> None:
+    moved = roofline.bytes_moved(spec, **step, **WIDE)["weights"]
+    weights = memory.weight_bytes(spec, weights="bf16")
+    looked_up = step["batch"] * step["new"] * spec.embed_dim * 2
+    tables = weights["embeddings"].total
+    head = 0
+    if spec.head.tied:  # read as a matrix, though it is stored as the table
+        head = spec.embedding.vocab_size * spec.embed_dim * 2
+    learned = spec.embedding.learned_positions is not None
+    expected = weights.total - tables + head + looked_up * (1 + learned)
+    assert moved.total == expected
+
+
+@given(spec=dense_specs(), step=STEPS)
+def test_cache_is_read_up_to_the_step_and_written_for_it(
+    spec: ModelSpec, step: dict[str, Any]
+) -> None:
+    moved = roofline.bytes_moved(spec, **step, **WIDE)
+    context = step["past"] + step["new"]
+    whole = memory.kv_cache_bytes(spec, context=context, batch=step["batch"], kv="bf16").total
+    before = memory.kv_cache_bytes(spec, context=step["past"], batch=step["batch"], kv="bf16").total
+    assert moved["cache read"].total == whole
+    assert moved["cache written"].total == whole - before
+
+
+@given(spec=dense_specs(), step=STEPS, causal=st.booleans())
+def test_flash_attention_never_moves_more_than_standard(
+    spec: ModelSpec, step: dict[str, Any], causal: bool
+) -> None:
+    flash, standard = (
+        roofline.bytes_moved(spec, **step, **WIDE, causal=causal, attention=name).total
+        for name in ("flash", "standard")
+    )
+    assert flash < standard
+
+
+@pytest.mark.parametrize("attention", ["flash", "standard"])
+def test_bytes_of_arrays_are_those_of_their_elements(kind: ModelSpec, attention: Any) -> None:
+    batch = np.array([1, 2, 7])[:, None]
+    past = np.array([0, 5, 100, 4097, 10**6])
+    for new in (1, 3, 300):
+        whole = roofline.bytes_moved(
+            kind, batch=batch, new=new, past=past, **WIDE, attention=attention, experts="most"
+        )
+        assert whole.total.shape == (3, 5)
+        for row, requests in enumerate((1, 2, 7)):
+            for column, before in enumerate(past.tolist()):
+                one = roofline.bytes_moved(
+                    kind,
+                    batch=requests,
+                    new=new,
+                    past=before,
+                    **WIDE,
+                    attention=attention,
+                    experts="most",
+                )
+                assert whole.total[row, column] == one.total
+
+
+def test_bytes_past_the_reach_of_int64_are_exact(kind: ModelSpec) -> None:
+    batch = np.array([2**40, 3])
+    whole = roofline.bytes_moved(kind, batch=batch, new=2**20, past=2**20, **WIDE, experts="fewest")
+    one = roofline.bytes_moved(kind, batch=2**40, new=2**20, past=2**20, **WIDE, experts="fewest")
+    assert whole.total[0] == one.total > 2**63
+
+
+@given(st.integers(1, 512), st.data())
+def test_exact_bounds_bracket_the_expected_experts(experts: int, data: st.DataObject) -> None:
+    used = data.draw(st.integers(1, experts))
+    tokens = data.draw(st.integers(0, 10**5))
+    sizes: dict[str, Any] = {"num_experts": experts, "experts_per_token": used, "tokens": tokens}
+    fewest, expected, most = (
+        roofline.experts_touched(**sizes, reads=reads) for reads in ("fewest", "expected", "most")
+    )
+    assert fewest <= expected * (1 + 1e-12)
+    assert expected <= most * (1 + 1e-12)
+    if tokens <= 1:
+        assert fewest == most == used * tokens
+
+
+def test_expected_experts_are_those_of_a_simulation() -> None:
+    generator = np.random.default_rng(0)
+    seen = []
+    for _ in range(4000):
+        picked = [generator.choice(16, size=3, replace=False) for _ in range(5)]
+        seen.append(len(np.unique(picked)))
+    expected = roofline.experts_touched(num_experts=16, experts_per_token=3, tokens=5)
+    assert np.mean(seen) == pytest.approx(expected, abs=0.1)  # standard error 0.02
+
+
+@given(spec=dense_specs(), step=STEPS, faster=st.integers(1, 64))
+def test_a_device_that_is_faster_in_everything_takes_the_time_divided(
+    spec: ModelSpec, step: dict[str, Any], faster: int
+) -> None:
+    slow = hardware.get("A100-SXM-80GB")
+    fast = attrs.evolve(
+        slow,
+        bandwidth_bytes_per_second=slow.bandwidth_bytes_per_second * faster,
+        peak_flops={name: rate * faster for name, rate in slow.peak_flops.items()},
+    )
+    before, after = (roofline.step_time(spec, device, **step, **WIDE) for device in (slow, fast))
+    assert after.seconds == pytest.approx(before.seconds / faster)
+    assert after.bound_seconds == pytest.approx(before.bound_seconds / faster)
+
+
+@given(spec=dense_specs(), step=STEPS)
+def test_items_sum_to_the_step_and_the_bound_is_below(
+    spec: ModelSpec, step: dict[str, Any]
+) -> None:
+    time = roofline.step_time(spec, "L4", **step, **WIDE)
+    assert sum(item.flops for item in time.items) == time.flops.total
+    assert sum(item.bytes for item in time.items) == time.bytes.total
+    assert time.bound_seconds <= time.seconds * (1 + 1e-12)
+    assert time.bound_seconds == max(time.compute_seconds, time.memory_seconds)
+
+
+@given(spec=dense_specs(), batch=st.integers(1, 60), past=st.integers(0, 300))
+def test_a_larger_batch_never_gives_fewer_tokens_a_second(
+    spec: ModelSpec, batch: int, past: int
+) -> None:
+    def rate(batch: int) -> float:
+        time = roofline.step_time(spec, "L4", batch=batch, new=1, past=past, **WIDE)
+        return batch / float(time.bound_seconds)
+
+    assert rate(batch + 1) >= rate(batch) * (1 - 1e-12)
+
+
+def test_times_of_arrays_are_those_of_their_elements(kind: ModelSpec) -> None:
+    past = np.array([0, 10, 5000])
+    whole = roofline.step_time(kind, "H100-SXM-80GB", batch=4, new=2, past=past, **WIDE)
+    for index, before in enumerate(past.tolist()):
+        one = roofline.step_time(kind, "H100-SXM-80GB", batch=4, new=2, past=before, **WIDE)
+        assert whole.seconds[index] == pytest.approx(one.seconds, rel=1e-14)
+        assert whole.bound_seconds[index] == pytest.approx(one.bound_seconds, rel=1e-14)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_flops_and_weights_sum_to_the_whole_and_what_is_replicated(ranks: int) -> None:
+    spec = load_model("llama-3-8b")
+    step: dict[str, Any] = {"batch": 2, "new": 3, "past": 50}
+    whole = roofline.flops(spec, **step)
+    one = roofline.flops(spec, **step, tensor_parallel=ranks)
+    assert one.total * ranks == whole.total  # every product of a Llama is split
+    moved = roofline.bytes_moved(spec, **step, **WIDE)
+    share = roofline.bytes_moved(spec, **step, **WIDE, tensor_parallel=ranks)
+    for group in ("cache read", "cache written"):
+        assert share[group].total * ranks == moved[group].total
+
+
+def test_a_shared_cache_is_read_by_all_its_layers_and_written_by_one() -> None:
+    [config] = [
+        row["config"] for row in rows("default_configs") if row["model_type"] == "gemma3n_text"
+    ]
+    spec = load_model(config)
+    moved = roofline.bytes_moved(spec, batch=1, new=1, past=10, **WIDE)
+    layers = config["num_hidden_layers"]
+    held = layers - config["num_kv_shared_layers"]
+    assert moved["cache read"].total * held == moved["cache written"].total * 11 * layers
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("attention", "quick"), ("experts", "some"), ("mla", "both"), ("logits", 1), ("batch", -1)],
+)
+def test_a_bad_argument_is_refused(field: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"batch": 1, "new": 1, "past": 1, **WIDE, field: value}
+    with pytest.raises(LlmcalcError, match=f"^{field} = "):
+        roofline.bytes_moved(load_model("llama-3-8b"), **arguments)
+
+
+def test_a_device_without_a_peak_for_the_format_is_refused() -> None:
+    with pytest.raises(LlmcalcError, match="has no peak for this format"):
+        roofline.step_time(
+            load_model("llama-3-8b"), "A100-SXM-80GB", batch=1, new=1, past=1, **WIDE, compute="fp8"
+        )
