@@ -135,7 +135,13 @@ def _read_language_model(
     # The wrapper states once what holds for all of its parts.
     shared = {
         field: values[field]
-        for field in ("tie_word_embeddings", "dtype", "torch_dtype", "quantization_config")
+        for field in (
+            "tie_word_embeddings",
+            "dtype",
+            "torch_dtype",
+            "quantization_config",
+            "compression_config",
+        )
         if field in values
     }
     spec = _read(Config({**shared, **inner}, model_type=model_type, nested=True), title)

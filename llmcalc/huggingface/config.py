@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from llmcalc.boundary import LARGEST_SIZE
 from llmcalc.errors import InvalidValueError, LlmcalcError, shown
+from llmcalc.spec.checkpoint import QuantizedCheckpoint
 
 __all__ = ["Config", "read_json"]
 
@@ -41,6 +42,7 @@ _BOOKKEEPING: Final = frozenset(
         "auto_map",
         "bad_words_ids",
         "begin_suppress_tokens",
+        "compression_config",
         "decoder_start_token_id",
         "diversity_penalty",
         "do_sample",
@@ -300,16 +302,29 @@ class Config:
         values = self.mapping(name) or {}
         return Config(values, model_type=self.model_type, nested=True, section=name)
 
-    def checkpoint_format(self) -> str | None:
+    def checkpoint_format(self) -> str | QuantizedCheckpoint | None:
         """Return the format of the checkpoint's weights, `None` where the file does not say."""
         self._read.update(("dtype", "torch_dtype"))
         value = self._values.get("dtype", self._values.get("torch_dtype"))
-        if value is None or self._values.get("quantization_config") is not None:
-            return None
-        known = isinstance(value, str) and _FORMATS.get(value.removeprefix("torch."))
-        if not known:
-            raise InvalidValueError("torch_dtype", value, f"must be one of {', '.join(_FORMATS)}")
-        return known
+        known = None
+        if value is not None:
+            known = _FORMATS.get(value.removeprefix("torch.")) if isinstance(value, str) else None
+            if known is None:
+                raise InvalidValueError(
+                    "torch_dtype", value, f"must be one of {', '.join(_FORMATS)}"
+                )
+        quantization = self._values.get("quantization_config")
+        if quantization is None:
+            quantization = self._values.get("compression_config")
+        if quantization is None:
+            return known
+        try:
+            text = json.dumps(quantization, default=repr)
+        except (ValueError, TypeError, RecursionError) as problem:
+            raise InvalidValueError(
+                "quantization_config", quantization, f"is not JSON: {problem}"
+            ) from problem
+        return QuantizedCheckpoint(wide=known, quantization=text)
 
     def unread(self) -> tuple[str, ...]:
         """Return the given fields that neither the reader nor the model class knows."""

@@ -10,6 +10,7 @@ from llmcalc.lazy import exports
 if TYPE_CHECKING:
     from llmcalc.spec.attention import Attention, Indexer, LatentAttention, Rotary
     from llmcalc.spec.axes import Axis
+    from llmcalc.spec.checkpoint import QuantizedCheckpoint
     from llmcalc.spec.compressed import CompressedAttention, Compressor
     from llmcalc.spec.convolved import (
         ConvolvedAttention,
@@ -108,6 +109,7 @@ __all__ = [
     "Part",
     "PerLayerEmbedding",
     "PerLayerInput",
+    "QuantizedCheckpoint",
     "RelativeAttention",
     "Remainder",
     "Residual",
@@ -142,6 +144,7 @@ __getattr__, __dir__ = exports(
             "Rotary",
         ),
         "axes": ("Axis",),
+        "checkpoint": ("QuantizedCheckpoint",),
         "compressed": (
             "CompressedAttention",
             "Compressor",

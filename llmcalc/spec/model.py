@@ -23,6 +23,7 @@ from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
+from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.items import Item, Scale
 from llmcalc.spec.ledger import Entry, Ledger
@@ -162,7 +163,7 @@ class ModelSpec(Described):
 
     `max_positions` is the longest context that the model was made for, `None` where nothing
     limits it. `beside` is what the model has once, beside its layers. `checkpoint` names the
-    format of the published weights where the config states it.
+    format of the published weights where the config states it, or says how they are quantised.
     `notes` says what a reader left out or did not read.
 
     >>> from llmcalc import ModelSpec, memory
@@ -182,7 +183,7 @@ class ModelSpec(Described):
     head: Head = attrs.field(validator=instance_of(Head))
     max_positions: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     beside: tuple[Beside, ...] = ()
-    checkpoint: str | None = None
+    checkpoint: str | QuantizedCheckpoint | None = None
     notes: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:

@@ -1,0 +1,255 @@
+"""Schemes: which tensors a quantisation covers, and which stay wide.
+
+* `Scheme`: which format each stored tensor of a model has.
+* `Uniform`: every tensor has the same.
+* `Coverage`: the matrices that rules cover are in their formats, everything else is wide.
+* `Rule`: a format and the modules that have it.
+* `layer_numbers`: the numbers of a model's layers by their label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final
+
+import attrs
+
+from llmcalc.boundary import instance_of
+from llmcalc.breakdown import Factor
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
+from llmcalc.formats.blocks import Format
+from llmcalc.formats.modules import Patterns, is_matrix, module_names
+from llmcalc.spec.ledger import StoredTensor
+from llmcalc.spec.model import ModelSpec
+
+__all__ = ["Coverage", "Rule", "Scheme", "Uniform", "layer_numbers"]
+
+#: What is usually left wide: the head. Embeddings, norms, routers and vectors always are.
+HEAD: Final = ("lm_head",)
+
+#: The routed experts, under the names that published models give them.
+EXPERTS: Final = ("mlp.experts", "block_sparse_moe.experts")
+
+
+class Scheme(Described):
+    """Which format each stored tensor of a model has: what `scheme` returns.
+
+    `name` is what messages call it. `formats_of` is what subclasses say.
+    """
+
+    __slots__ = ()
+
+    name: str
+
+    @property
+    def uniform(self) -> Format | None:
+        """The format of every tensor, where all have the same."""
+        return None
+
+    def formats_of(
+        self, tensor: StoredTensor, layers: Collection[int] | None = None
+    ) -> tuple[tuple[Format, int], ...]:
+        """Return the formats that the tensor has in `layers`, and in how many of them each.
+
+        `layers` are the numbers of the layers in question, by default all that have the tensor.
+        A tensor that stands outside the layers, or is stored once for all of them, counts once.
+        """
+        raise NotImplementedError
+
+    def stored(
+        self,
+        tensor: StoredTensor,
+        rows: tuple[Factor, ...],
+        columns: tuple[Factor, ...],
+        layers: Collection[int] | None = None,
+    ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
+        """Give what is stored of a tensor in `layers`: a path, and factors in bytes.
+
+        `rows` and `columns` are the factors of its shape, or of a rank's share of it.
+        """
+        # Experts are matrices of their own, which stand first among the rows' factors.
+        matrices = int(tensor.active is not None and len(tensor.rows) == 1)
+        kinds = self.formats_of(tensor, layers)
+        *group, name = tensor.path
+        for format, number in kinds:
+            times = ((number, "layers"), *tensor.times[1:]) if tensor.times else ()
+            title = name if len(kinds) == 1 else f"{name} {format.name}"
+            if format.is_plain:
+                yield (*group, title), rows + format.row_factors(columns) + times
+                continue
+            for suffix, factors in format.terms(rows, columns, matrices=matrices):
+                yield (*group, title + suffix), factors + times
+
+    def format_of(self, tensor: StoredTensor, layer: int | None = None) -> Format:
+        """Return the format of the tensor in one layer, by default in the first that has it."""
+        return self.formats_of(tensor, None if layer is None else (layer,))[0][0]
+
+
+@attrs.frozen(repr=False, eq=False)
+class Uniform(Scheme):
+    """Every tensor in one format."""
+
+    format: Format
+
+    def stored(
+        self,
+        tensor: StoredTensor,
+        rows: tuple[Factor, ...],
+        columns: tuple[Factor, ...],
+        layers: Collection[int] | None = None,
+    ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
+        """Give what is stored of a tensor in `layers`: a path, and factors in bytes."""
+        if not self.format.is_plain:
+            yield from super().stored(tensor, rows, columns, layers)
+            return
+        times = tensor.times
+        if layers is not None and times:
+            times = ((len(layers), "layers"), *times[1:])
+        yield tensor.path, rows + self.format.row_factors(columns) + times
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # the format's own
+        """The format's name."""
+        return self.format.name
+
+    @property
+    def uniform(self) -> Format:
+        """The format."""
+        return self.format
+
+    def formats_of(
+        self, tensor: StoredTensor, layers: Collection[int] | None = None
+    ) -> tuple[tuple[Format, int], ...]:
+        """Return the format, for all layers."""
+        if layers is not None:
+            return ((self.format, len(layers) if tensor.times else 1),)
+        return ((self.format, tensor.times[0][0] if tensor.times else 1),)
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Rule(Described):
+    """The format of the matrices that `targets` name: patterns of modules, or ``"Linear"`` for all.
+
+    >>> from llmcalc import formats
+    >>> from llmcalc.formats import Rule
+    >>> Rule(format=formats.get("mxfp4"), targets=("mlp.experts",)).targets
+    ('mlp.experts',)
+    """
+
+    format: Format = attrs.field(validator=instance_of(Format))
+    targets: tuple[str, ...] = ("Linear",)
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Coverage(Scheme):
+    """The matrices of linear layers that a rule covers are in its format; the rest is `wide`.
+
+    The first rule that has the module among its targets counts. Embeddings, norms, vectors,
+    convolutions and routers are wide, and so is what `ignore` names; patterns are those of
+    `llmcalc.formats.modules.Patterns`. `layers` gives the layers' numbers by their label, which
+    patterns with numbers need.
+
+    >>> from llmcalc import ModelSpec, formats, memory
+    >>> from llmcalc.formats import Coverage, Rule
+    >>> spec = ModelSpec.dense(
+    ...     name="tiny", num_layers=2, num_query_heads=4, num_kv_heads=2,
+    ...     embed_dim=64, inner_dim=128, vocab_size=100,
+    ... )
+    >>> own = Coverage(
+    ...     name="own", wide=formats.get("bf16"), rules=(Rule(format=formats.get("fp8-channel")),),
+    ...     ignore=("lm_head", "self_attn"),
+    ... )
+    >>> memory.weight_bytes(spec, weights=own).by()["feed_forward"]
+    51712
+    """
+
+    name: str
+    wide: Format = attrs.field(validator=instance_of(Format))
+    rules: tuple[Rule, ...]
+    ignore: tuple[str, ...] = HEAD
+    layers: Mapping[str, tuple[int, ...]] | None = attrs.field(default=None, eq=False, repr=False)
+    _ignored: Patterns = attrs.field(init=False, eq=False, repr=False)
+    _targets: tuple[Patterns | None, ...] = attrs.field(init=False, eq=False, repr=False)
+    _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
+        init=False, eq=False, repr=False, factory=dict
+    )
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_ignored", Patterns(self.ignore, "ignore"))
+        targets = tuple(
+            None if "Linear" in rule.targets else Patterns(rule.targets, "targets")
+            for rule in self.rules
+        )
+        object.__setattr__(self, "_targets", targets)
+
+    def formats_of(
+        self, tensor: StoredTensor, layers: Collection[int] | None = None
+    ) -> tuple[tuple[Format, int], ...]:
+        """Return the formats that the tensor has in the layers, and in how many of them each."""
+        if layers is None:
+            found = self._known.get(tensor.path)
+            if found is None:
+                found = self._known[tensor.path] = self._find(tensor, None)
+            return found
+        return self._find(tensor, layers)
+
+    def _find(
+        self, tensor: StoredTensor, layers: Collection[int] | None
+    ) -> tuple[tuple[Format, int], ...]:
+        number = 1
+        if tensor.times:
+            number = tensor.times[0][0] if layers is None else len(layers)
+        if not is_matrix(tensor) or _is_router(tensor):
+            return ((self.wide, number),)
+        if not tensor.times:
+            return ((self._choose(module_names(tensor, None)), number),)
+        if not self._by_layer:
+            return ((self._choose(module_names(tensor, 0)), number),)
+        if layers is None:
+            layers = () if self.layers is None else self.layers.get(tensor.path[1], ())
+            if len(layers) != number:
+                raise InvalidValueError(
+                    "layers", self.layers, "must give the numbers of the layers of each label"
+                )
+        counts: dict[Format, int] = {}
+        for layer in layers:
+            format = self._choose(module_names(tensor, layer))
+            counts[format] = counts.get(format, 0) + 1
+        return tuple(counts.items())
+
+    @property
+    def _by_layer(self) -> bool:
+        return self._ignored.by_layer or any(
+            patterns is not None and patterns.by_layer for patterns in self._targets
+        )
+
+    def _choose(self, modules: tuple[str, ...]) -> Format:
+        if self._ignored.match(modules):
+            return self.wide
+        for rule, patterns in zip(self.rules, self._targets, strict=True):
+            if patterns is None or patterns.match(modules):
+                return rule.format
+        return self.wide
+
+
+def _is_router(tensor: StoredTensor) -> bool:
+    return tensor.path[0] == "experts" and tensor.path[-1].startswith("router")
+
+
+def layer_numbers(spec: ModelSpec) -> Mapping[str, tuple[int, ...]]:
+    """Return the numbers of the layers, from 0, by their label.
+
+    >>> from llmcalc import ModelSpec
+    >>> from llmcalc.formats.coverage import layer_numbers
+    >>> layer_numbers(ModelSpec.assignment_decoder(
+    ...     vocab_size=1000, d_model=256, d_ff=1024, num_layers=2, max_seq_len=2048
+    ... ))
+    {'decoder': (0, 1)}
+    """
+    numbers: dict[str, tuple[int, ...]] = {}
+    start = 0
+    for run in spec.layers:
+        numbers[run.label] = (*numbers.get(run.label, ()), *range(start, start + run.count))
+        start += run.count
+    return numbers
