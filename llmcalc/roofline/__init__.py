@@ -9,6 +9,7 @@ Whole models, as folds over the ledger:
 * `bytes_moved`: what a step reads and writes, item by item (`llmcalc.roofline.traffic`).
 * `step_time`: the least time of a step on a device, and what bounds it
   (`llmcalc.roofline.times`).
+* `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
 """
 
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         attention_flops,
         attention_intensity,
     )
+    from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
     from llmcalc.roofline.times import ItemTime, StepTime, step_time
     from llmcalc.roofline.traffic import ExpertReads, bytes_moved, experts_touched
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Algorithm",
     "ExpertReads",
+    "Generation",
     "ItemTime",
     "StepTime",
     "attention_bytes",
@@ -37,6 +40,7 @@ __all__ = [
     "bytes_moved",
     "experts_touched",
     "flops",
+    "generation",
     "step_time",
 ]
 
@@ -44,6 +48,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
+        "generations": ("Generation", "generation"),
         "products": ("flops",),
         "times": ("ItemTime", "StepTime", "step_time"),
         "traffic": ("ExpertReads", "bytes_moved", "experts_touched"),

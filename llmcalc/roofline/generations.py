@@ -1,0 +1,142 @@
+r"""The least time of a generation: a prefill, then a step for every further token.
+
+* `generation`: the times of a batch of equal requests.
+* `Generation`: its answer: first token, later tokens, rates, energy and cost.
+
+Like a step's, these times are bounds: what no device of that kind can beat.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from llmcalc.boundary import whole_number
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
+from llmcalc.hardware import DeviceSpec
+from llmcalc.roofline.times import StepTime, step_time
+from llmcalc.spec.model import ModelSpec
+
+if TYPE_CHECKING:
+    from numpy import floating
+    from numpy.typing import NDArray
+
+    from llmcalc.boundary import Int
+    from llmcalc.formats import Format, Scheme
+
+__all__ = ["Generation", "generation"]
+
+
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class Generation(Described):
+    """The least times of `batch` requests of `prompt` tokens that generate `new_tokens` each.
+
+    `prefill` reads the prompt and gives the first token; `decode` holds a step for each further
+    token, as arrays, or `None` where there is none.
+    """
+
+    batch: int
+    prompt: int
+    new_tokens: int
+    prefill: StepTime
+    decode: StepTime | None
+
+    @property
+    def first_token_seconds(self) -> float:
+        """The time to the first token: the prefill's bound."""
+        return float(self.prefill.bound_seconds)
+
+    @cached_property
+    def token_seconds(self) -> NDArray[floating[Any]]:
+        """The time of every further token, along the growing context, (new_tokens - 1,)."""
+        import numpy as np
+
+        if self.decode is None:
+            return np.zeros(0)
+        return np.asarray(self.decode.bound_seconds, dtype=np.float64)
+
+    @property
+    def mean_token_seconds(self) -> float | None:
+        """The mean time of a further token; `None` where there is none."""
+        return None if self.decode is None else float(self.token_seconds.mean())
+
+    @property
+    def seconds(self) -> float:
+        """The time of all tokens."""
+        return self.first_token_seconds + float(self.token_seconds.sum())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens of all requests, by the time of all."""
+        return self.batch * self.new_tokens / self.seconds
+
+    @property
+    def tokens_per_second_per_user(self) -> float | None:
+        """New tokens of one request by the time of further tokens; `None` where there is none."""
+        return None if self.decode is None else 1 / float(self.token_seconds.mean())
+
+    def joules(self, watts: float) -> float:
+        """Return the energy at a power."""
+        return self.seconds * _positive(watts, "watts")
+
+    def cost(self, price_per_hour: float) -> float:
+        """Return the cost at a price an hour, in the price's currency."""
+        return self.seconds / 3600 * _positive(price_per_hour, "price_per_hour")
+
+
+def _positive(value: object, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
+        raise InvalidValueError(field, value, "must be a positive number")
+    return float(value)
+
+
+def generation(
+    spec: ModelSpec,
+    device: str | DeviceSpec,
+    *,
+    prompt: Int,
+    new_tokens: Int,
+    batch: Int = 1,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    **options: Any,
+) -> Generation:
+    """Return the least times of a generation on one device.
+
+    `batch` requests of `prompt` tokens each generate `new_tokens`. `options` are further
+    arguments of `llmcalc.roofline.step_time`. Raises `llmcalc.LlmcalcError` for an empty prompt,
+    no new tokens, and for a context past the model's position limit.
+
+    >>> from llmcalc import load_model, roofline
+    >>> answer = roofline.generation(
+    ...     load_model("llama-3-8b"), "H100-SXM-80GB", prompt=4096, new_tokens=257,
+    ...     weights="bf16", kv="bf16",
+    ... )
+    >>> round(1e3 * answer.first_token_seconds, 1), round(1e3 * answer.mean_token_seconds, 3)
+    (62.3, 4.646)
+    >>> round(answer.seconds, 3), round(answer.tokens_per_second_per_user)
+    (1.252, 215)
+    """
+    tokens = whole_number(prompt, "prompt", minimum=1)
+    new = whole_number(new_tokens, "new_tokens", minimum=1)
+    requests = whole_number(batch, "batch", minimum=1)
+    limit = spec.max_positions
+    if limit is not None and tokens + new - 1 > limit:  # the last token is never read
+        raise InvalidValueError(
+            "prompt", tokens, f"and {new} new tokens must be at most {limit} positions"
+        )
+    prefill = step_time(
+        spec, device, batch=requests, new=tokens, past=0, weights=weights, kv=kv, **options
+    )
+    decode = None
+    if new > 1:
+        import numpy as np
+
+        past = np.arange(tokens, tokens + new - 1)
+        decode = step_time(
+            spec, device, batch=requests, new=1, past=past, weights=weights, kv=kv, **options
+        )
+    return Generation(batch=requests, prompt=tokens, new_tokens=new, prefill=prefill, decode=decode)
