@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         formats,
         hardware,
         huggingface,
+        layouts,
         memory,
         plots,
         roofline,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from llmcalc.errors import LlmcalcError
     from llmcalc.hardware import DeviceSpec
     from llmcalc.huggingface import load_model
+    from llmcalc.layouts import Layout
     from llmcalc.spec import ModelSpec
     from llmcalc.units import GB, KB, MB, TB, GiB, KiB, MiB, TiB
 
@@ -45,6 +47,7 @@ __all__ = [
     "DeviceSpec",
     "GiB",
     "KiB",
+    "Layout",
     "LlmcalcError",
     "MiB",
     "ModelSpec",
@@ -54,6 +57,7 @@ __all__ = [
     "formats",
     "hardware",
     "huggingface",
+    "layouts",
     "load_model",
     "memory",
     "plots",
@@ -70,6 +74,7 @@ __getattr__, __dir__ = exports(
         "formats": (),
         "hardware": ("DeviceSpec",),
         "huggingface": ("load_model",),
+        "layouts": ("Layout",),
         "memory": (),
         "plots": (),
         "roofline": (),

@@ -17,11 +17,14 @@ Textbook formulas, for one look or for a check by hand:
 
 * `gqa_kv_bytes`: the KV cache of grouped-query attention.
 
-Conventions: figures are per device. Under tensor parallelism every rank holds an equal share of
-the heads, of the inner width and of the vocabulary (the first ranks one row more where it does
-not divide); norms, position tables and the biases of row-split matrices are replicated, and KV
-heads too where there are more ranks than heads. Nothing is subtracted for activations,
-fragmentation or the engine's own use. GB is 10**9 bytes, GiB is 2**30.
+Conventions: figures are per device, of the rank that holds most unless `rank` names another one.
+`layout` says how a model is spread over devices (`llmcalc.layouts`); ``tensor_parallel=n`` is
+short for ``layout=Layout(tensor_parallel=n)``. Under tensor parallelism every rank holds an equal
+share of the heads, of the inner width and of the vocabulary (the first ranks one row more where
+it does not divide); norms, position tables and the biases of row-split matrices are replicated,
+and KV heads too where there are more ranks than heads. A `batch` is that of the whole layout:
+data parallelism deals it out. Nothing is subtracted for activations, fragmentation or the
+engine's own use. GB is 10**9 bytes, GiB is 2**30.
 """
 
 from __future__ import annotations
@@ -38,15 +41,18 @@ from llmcalc.boundary import choice, elementwise, evaluate, is_array, smaller, w
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import WHOLE, Axes, Split, check_ranks, factors
+from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
+from llmcalc.spec.axes import Axes, factors
 from llmcalc.spec.items import Cache, CacheRole
+from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Window
 from llmcalc.units import Bytes, Params, format_integer, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
-    from llmcalc.formats import Format
+    from llmcalc.formats import Format, Scheme
+    from llmcalc.spec.ledger import Place, StoredTensor
 
 __all__ = [
     "ContextLimit",
@@ -116,16 +122,22 @@ def active_parameters(spec: ModelSpec) -> Breakdown[Params]:
 
 
 def weight_bytes(
-    spec: ModelSpec, *, weights: str | Format, tensor_parallel: Int = 1, rank: Int = 0
+    spec: ModelSpec,
+    *,
+    weights: str | Format | Scheme,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
 ) -> Breakdown[Bytes]:
-    r"""Return the bytes of the weights that one device of a tensor-parallel group holds.
+    r"""Return the bytes of the weights that one device holds.
 
     .. math:: \sum_{\text{distinct weights}} \text{count} \cdot
               \text{format.bytes}(\text{rows}_r, \text{columns}_r)
 
-    `weights` is a format (see `llmcalc.formats`), taken for every weight, or ``"checkpoint"``
-    for the format that the model's config states. `rank` is the device; rank 0, the default,
-    never holds less than another one. Raises `llmcalc.LlmcalcError` for an unknown format and
+    `weights` is the format of an element, taken for every weight; a quantised format or a mix of
+    llama.cpp, which leave some tensors wide; ``"checkpoint"`` for what the model's config states;
+    or a scheme of your own (see `llmcalc.formats.scheme`). `rank` is the device; by default
+    it is the one that holds most. Raises `llmcalc.LlmcalcError` for an unknown format and
     for a degree that does not divide the heads or the inner width.
 
     >>> from llmcalc import ModelSpec, memory
@@ -138,17 +150,90 @@ def weight_bytes(
     >>> memory.weight_bytes(llama, weights="bf16", tensor_parallel=2).total
     8030527488
     """
-    storage = weight_format(spec, weights)
-    degree, number = check_ranks(tensor_parallel, rank)
-    return _weight_bytes(spec, storage, degree, number)
+    storage = formats.scheme(weights, spec)
+    ranks = _ranks(spec, tensor_parallel, layout, rank)
+    held = Weights(spec, storage, ranks[0])
+    most = max(ranks, key=lambda one: held.total(one.stage)) if len(ranks) > 1 else ranks[0]
+    return held.breakdown(most)
 
 
-def _weight_bytes(spec: ModelSpec, storage: Format, degree: int, rank: int) -> Breakdown[Bytes]:
-    terms = []
-    for tensor in spec.ledger.tensors:
-        rows, columns = tensor.share(WHOLE if degree == 1 else Split(ranks=degree, rank=rank))
-        terms.append(Term(tensor.path, rows + stored(columns, storage) + tensor.times))
-    return Breakdown(Bytes, f"Weights of {spec.name} in {storage.name}", terms)
+def _ranks(
+    spec: ModelSpec, tensor_parallel: Int, layout: Layout | None, rank: Int | None = None
+) -> tuple[Rank, ...]:
+    """Return the rank asked for, or else those of which one holds most."""
+    degree = whole_number(tensor_parallel, "tensor_parallel", minimum=1)
+    if layout is None:
+        layout = ONE_DEVICE if degree == 1 else Layout(tensor_parallel=degree)
+    elif not isinstance(layout, Layout):
+        raise InvalidValueError("layout", layout, "must be a Layout")
+    elif degree != 1:
+        rule = "must not be given beside a layout, which has its own"
+        raise InvalidValueError("tensor_parallel", degree, rule)
+    if rank is None:
+        return layout.first_ranks(spec)
+    return (layout.rank(rank, spec),)
+
+
+class Weights:
+    """The weights on those ranks of a layout that differ from `rank` in nothing but their stage."""
+
+    __slots__ = ("_counted", "_kept", "_once", "_spec", "_storage", "_varied")
+
+    def __init__(self, spec: ModelSpec, storage: Scheme, rank: Rank) -> None:
+        self._spec, self._storage = spec, storage
+        #: What is stored of each tensor: paths, and factors without those that count its layers.
+        self._kept: list[tuple[StoredTensor, list[tuple[tuple[str, ...], tuple[Factor, ...]]]]] = []
+        #: Tensors whose format depends on the layer, with rows and columns.
+        self._varied: dict[tuple[str, ...], tuple[StoredTensor, Any, Any]] = {}
+        #: Bytes of one layer by label, and of what is stored once by the places that use it.
+        self._counted: dict[tuple[Place, ...], int] = {}
+        self._once: dict[tuple[Place, ...], int] = {}
+        uniform = storage.uniform is not None
+        for tensor in spec.ledger.tensors:
+            rows, columns = tensor.share(rank.split(tensor))
+            times = tensor.times
+            if times and not uniform and len(storage.formats_of(tensor)) > 1:
+                self._varied[tensor.path] = tensor, rows, columns
+                self._kept.append((tensor, []))
+                continue
+            length = len(times)
+            stored, total = [], 0
+            for path, all_factors in storage.stored(tensor, rows, columns):
+                one = all_factors[:-length] if length else all_factors
+                product = 1
+                for factor, _ in one:
+                    product *= factor
+                total += product
+                stored.append((path, one))
+            self._kept.append((tensor, stored))
+            sums = self._counted if times else self._once
+            sums[tensor.places] = sums.get(tensor.places, 0) + total
+
+    def total(self, stage: Stage) -> int:
+        """Return the bytes of the weights on a stage."""
+        total = sum([stage.count(places[0]) * each for places, each in self._counted.items()])
+        total += sum([each for places, each in self._once.items() if stage.uses(places)])
+        for tensor, rows, columns in self._varied.values():
+            for _, found in self._storage.stored(tensor, rows, columns, stage.numbers_of(tensor)):
+                total += prod([factor for factor, _ in found])
+        return total
+
+    def breakdown(self, rank: Rank) -> Breakdown[Bytes]:
+        """Return the weights on a rank, which differs from the first one in its stage at most."""
+        stage, terms = rank.stage, []
+        for tensor, stored in self._kept:
+            times = stage.times(tensor.places, tensor.times)
+            if times is None:
+                continue
+            if stored:
+                terms += [Term(path, one + times) for path, one in stored]
+            else:
+                _, rows, columns = self._varied[tensor.path]
+                numbers = stage.numbers_of(tensor)
+                found = self._storage.stored(tensor, rows, columns, numbers)
+                terms += [Term(path, factors) for path, factors in found]
+        title = f"Weights of {self._spec.name} in {self._storage.name}{rank.title}"
+        return Breakdown(Bytes, title, terms)
 
 
 @overload
@@ -161,6 +246,8 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
     policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes]: ...
 @overload
@@ -173,6 +260,8 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
     policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, IntArray]: ...
 @overload
@@ -185,6 +274,8 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
     policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, IntArray]: ...
 def kv_cache_bytes(
@@ -196,6 +287,8 @@ def kv_cache_bytes(
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
     policy: Literal["ideal", "transformers"] = "ideal",
 ) -> Breakdown[Bytes, Any]:
     r"""Return the bytes that `batch` requests of `context` tokens hold on one device.
@@ -207,7 +300,8 @@ def kv_cache_bytes(
     `context` and `batch` take an integer or an integer array. `kv` is the format of keys and
     values and of the latents that stand for them, `index` that of a sparse indexer's keys (by
     default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep. A
-    windowed layer holds at most its window. All ranks hold the same number of bytes.
+    windowed layer holds at most its window. `rank` is the device; by default it is the one that
+    holds most, for each element of an array by itself.
 
     `policy` is ``"ideal"``, what a serving engine needs to hold, or ``"transformers"``, what the
     caches of transformers 5 hold: a windowed layer one slot less, a convolution all inputs of its
@@ -225,12 +319,12 @@ def kv_cache_bytes(
       total 134 217 728 B (0.125 GiB)
     """
     elements = cache_formats(kv, state, index)
-    degree, _ = check_ranks(tensor_parallel, 0)
+    ranks = _ranks(spec, tensor_parallel, layout, rank)
     choice(policy, "policy", ("ideal", "transformers"))
     held = _held_in_transformers if policy == "transformers" else _held
 
     def fold(context: Any, batch: Any) -> Breakdown[Bytes, Any]:
-        return _cache_bytes(spec, context, batch, elements, degree, held=held)
+        return _cache_bytes(spec, context, batch, elements, ranks, held=held)
 
     return evaluate(fold, _total, context=context, batch=batch)
 
@@ -250,32 +344,88 @@ def _cache_bytes(
     context: Any,
     batch: Any,
     elements: Mapping[CacheRole, Format],
-    degree: int,
+    ranks: tuple[Rank, ...],
     *,
     held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
 ) -> Breakdown[Bytes, Any]:
+    """Return what the rank holds, or of several the one that holds most, element by element."""
+    pieces = _cache_pieces(spec, context, elements, ranks[0], held)
+    return _held_bytes(pieces, batch, ranks)
+
+
+def _held_bytes(
+    pieces: list[_CachePiece], batch: Any, ranks: tuple[Rank, ...]
+) -> Breakdown[Bytes, Any]:
+    batch = ranks[0].requests(batch)
     one = type(batch) is int and batch == 1
     requests: tuple[Factor, ...] = () if one else ((batch, "requests"),)
-    terms = []
+    counts = [[rank.stage.count(entry.place) for entry, _, _ in pieces] for rank in ranks]
+    most: list[Any] = counts[0] if len(ranks) == 1 else _most(pieces, counts)
+    terms = [
+        Term(entry.name, (*shape, (layers, "layers"), *entry.times[1:], size, *requests))
+        if entry.times
+        else Term(entry.name, (*shape, size, *requests))
+        for (entry, shape, size), layers in zip(pieces, most, strict=True)
+        if is_array(layers) or layers
+    ]
+    title = "KV cache per request" if one else "KV cache"
+    return Breakdown(Bytes, f"{title}{ranks[0].title if len(ranks) == 1 else ''}", terms)
+
+
+#: A cache, the factors of what one layer holds in it without the element's bytes, and these.
+_CachePiece: TypeAlias = tuple[Entry, tuple[Factor, ...], Factor]
+
+
+def _cache_pieces(
+    spec: ModelSpec,
+    context: Any,
+    elements: Mapping[CacheRole, Format],
+    rank: Rank,
+    held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
+) -> list[_CachePiece]:
+    """Give what one layer of each kind holds of one request on a rank."""
+    split = rank.attention
+    pieces = []
     for entry, cache in spec.ledger.caches:
         for shape, slots in (held or _held)(cache, context):
             *outer, inner = shape
-            split = WHOLE if degree == 1 else Split(ranks=degree)
-            row = stored(factors(((inner,),), split), elements[cache.role])
-            terms.append(
-                Term(
-                    entry.name,
-                    (
-                        *factors((tuple(outer),), split),
-                        *row[:-1],
-                        slots,
-                        *entry.times,
-                        row[-1],
-                        *requests,
-                    ),
-                )
-            )
-    return Breakdown(Bytes, "KV cache per request" if one else "KV cache", terms)
+            inside = stored(factors(((inner,),), split), elements[cache.role])
+            outside = factors((tuple(outer),), split)
+            pieces.append((entry, (*outside, *inside[:-1], rank.slots(cache, *slots)), inside[-1]))
+    return pieces
+
+
+def _piece_values(pieces: list[_CachePiece]) -> list[Any]:
+    """Return the bytes of one layer of each piece."""
+    values = []
+    for entry, shape, (size, _) in pieces:
+        value = size
+        for factor, _ in (*shape, *entry.times[1:]):
+            value = value * factor
+        values.append(value)
+    return values
+
+
+def _most(pieces: list[_CachePiece], counts: list[list[int]]) -> list[Any]:
+    """Return the counts of the rank that holds most: arrays, where that depends on the element."""
+    values = _piece_values(pieces)
+    totals = [sum(n * v for n, v in zip(own, values, strict=True)) for own in counts]
+    if not any(map(is_array, totals)):
+        return counts[totals.index(max(totals))]
+    import numpy as np
+
+    best = np.argmax(np.stack(np.broadcast_arrays(*totals)), axis=0)
+    return [np.asarray(own)[best] for own in zip(*counts, strict=True)]
+
+
+def request_totals(pieces: list[_CachePiece], ranks: tuple[Rank, ...]) -> list[Any]:
+    """Return the bytes that one request holds on each of the ranks."""
+    sums: dict[Place, Any] = {}
+    for (entry, _, _), value in zip(pieces, _piece_values(pieces), strict=True):
+        sums[entry.place] = sums[entry.place] + value if entry.place in sums else value
+    return [
+        sum([rank.stage.count(place) * value for place, value in sums.items()]) for rank in ranks
+    ]
 
 
 #: A shape, and how many slots of it are held as a named factor.
@@ -303,8 +453,8 @@ def _held_in_transformers(cache: Cache, context: Any) -> Iterator[_Held]:
 class Fit(Described):
     """Whether a batch fits on one device, and the working. ``bool(fit)`` is ``fit.fits``.
 
-    All figures are bytes on one device, of rank 0, which no other rank exceeds; `cache_bytes` is
-    of one request.
+    All figures are bytes on the device that is the tightest: number `rank` of the layout.
+    `cache_bytes` is of one request; the device holds that of `requests` of the batch.
     """
 
     device_memory: int
@@ -312,6 +462,10 @@ class Fit(Described):
     cache_bytes: Breakdown[Bytes]
     batch: int
     context: int
+    layout: Layout = ONE_DEVICE
+    rank: int = 0
+    #: Weights and one request's cache on the first rank of each stage, where there are several.
+    stages: tuple[tuple[int, int], ...] = attrs.field(default=(), repr=False)
 
     def __bool__(self) -> bool:
         return self.fits
@@ -319,7 +473,12 @@ class Fit(Described):
     @cached_property
     def needed_bytes(self) -> int:
         """What the weights and the whole batch need."""
-        return self._weights + self.batch * self._request
+        return self._weights + self.requests * self._request
+
+    @property
+    def requests(self) -> int:
+        """How many requests of the batch the tightest device holds."""
+        return -(-self.batch // self.layout.data_parallel)
 
     @property
     def fits(self) -> bool:
@@ -338,11 +497,15 @@ class Fit(Described):
 
     @property
     def max_batch_size(self) -> int | None:
-        """The most such requests that fit; `None` where they hold nothing."""
-        left = self.device_memory - self._weights
-        if left < 0:
-            return 0
-        return left // self._request if self._request else None
+        """The most such requests that fit on all devices; `None` where they hold nothing."""
+        most = None
+        for weights, request in self.stages or ((self._weights, self._request),):
+            left = self.device_memory - weights
+            if left < 0:
+                return 0
+            if request and (most is None or left // request < most):
+                most = left // request
+        return None if most is None else most * self.layout.data_parallel
 
     @cached_property
     def _weights(self) -> int:
@@ -369,10 +532,16 @@ class Fit(Described):
     def explain(self) -> str:
         """Return the working: weights, cache of one request, and the division."""
         left = self.device_memory - self._weights
+        most = self.max_batch_size
         if left < 0:
             batch = "max batch size = 0: the weights do not fit"
-        elif not self._request:
+        elif most is None:
             batch = "max batch size: not limited by memory (requests hold nothing)"
+        elif self.layout.devices > self.layout.tensor_parallel:
+            replicas = self.layout.data_parallel
+            batch = f"max batch size of all {self.layout.devices} devices = {most}"
+            if replicas > 1:
+                batch += f": {most // replicas} for each of {replicas} replicas"
         else:
             batch = (
                 f"max batch size = floor({format_integer(left)} B left / "
@@ -389,17 +558,19 @@ def fit(
     *,
     device_memory: Int,
     context: Int,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> Fit:
-    """Return whether `batch` requests of `context` tokens fit on each device, with the working.
+    """Return whether `batch` requests of `context` tokens fit on all devices, with the working.
 
-    `device_memory` is in bytes, per device. A batch that does not fit is an answer, not an error:
-    `Fit.reason` says what is missing and `Fit.short_bytes` how much.
+    `device_memory` is in bytes, per device; `batch` is that of the whole layout. A batch that does
+    not fit is an answer, not an error: `Fit.reason` says what is missing and `Fit.short_bytes`
+    how much.
 
     >>> from llmcalc import GiB, ModelSpec, memory
     >>> llama = ModelSpec.dense(
@@ -416,16 +587,29 @@ def fit(
     ... ).short_bytes
     7604805632
     """
-    storage = weight_format(spec, weights)
+    storage = formats.scheme(weights, spec)
     elements = cache_formats(kv, state, index)
-    degree, rank = check_ranks(tensor_parallel, 0)
+    ranks = _ranks(spec, tensor_parallel, layout)
     tokens = whole_number(context, "context")
+    number = whole_number(batch, "batch")
+    stages: tuple[tuple[int, int], ...] = ()
+    held = Weights(spec, storage, ranks[0])
+    pieces = _cache_pieces(spec, tokens, elements, ranks[0])
+    rank = ranks[0]
+    if len(ranks) > 1:
+        totals = [held.total(rank.stage) for rank in ranks]
+        stages = tuple(zip(totals, request_totals(pieces, ranks), strict=True))
+        needed = [weights + rank.requests(number) * request for weights, request in stages]
+        rank = ranks[needed.index(max(needed))]
     return Fit(
         device_memory=whole_number(device_memory, "device_memory"),
-        weight_bytes=_weight_bytes(spec, storage, degree, rank),
-        cache_bytes=_cache_bytes(spec, tokens, 1, elements, degree),
-        batch=whole_number(batch, "batch"),
+        weight_bytes=held.breakdown(rank),
+        cache_bytes=_held_bytes(pieces, 1, (rank,)),
+        batch=number,
         context=tokens,
+        layout=rank.layout,
+        rank=rank.number,
+        stages=stages,
     )
 
 
@@ -435,11 +619,12 @@ def max_batch_size(
     *,
     device_memory: Int,
     context: Int,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> int | None: ...
 @overload
 def max_batch_size(
@@ -447,11 +632,12 @@ def max_batch_size(
     *,
     device_memory: IntArray,
     context: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> IntArray: ...
 @overload
 def max_batch_size(
@@ -459,29 +645,32 @@ def max_batch_size(
     *,
     device_memory: Int,
     context: IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> IntArray: ...
 def max_batch_size(
     spec: ModelSpec,
     *,
     device_memory: Int | IntArray,
     context: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> int | IntArray | None:
-    r"""Return the most requests of `context` tokens that fit on a device beside the weights.
+    r"""Return the most requests of `context` tokens that fit beside the weights.
 
     .. math:: b = \left\lfloor \frac{\text{device memory} - \text{weights}}
                                     {\text{cache per request}} \right\rfloor
 
-    0 where not even one fits (`fit` says why), `None` where requests hold nothing, so that memory
+    With a layout it is that of the tightest device, times the data-parallel replicas. 0 where not
+    even one fits (`fit` says why), `None` where requests hold nothing, so that memory
     never binds. Array arguments give an array; where one of its elements is `None` it is an
     object array.
 
@@ -505,6 +694,7 @@ def max_batch_size(
             state=state,
             index=index,
             tensor_parallel=tensor_parallel,
+            layout=layout,
         )
     return fit(
         spec,
@@ -515,6 +705,7 @@ def max_batch_size(
         state=state,
         index=index,
         tensor_parallel=tensor_parallel,
+        layout=layout,
     ).max_batch_size
 
 
@@ -523,32 +714,49 @@ def _max_batch_sizes(
     device_memory: Int | IntArray,
     context: Int | IntArray,
     *,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format,
     index: str | Format | None,
     tensor_parallel: Int,
+    layout: Layout | None,
 ) -> IntArray:
     import numpy as np
 
-    weight_total = weight_bytes(spec, weights=weights, tensor_parallel=tensor_parallel).total
+    ranks = _ranks(spec, tensor_parallel, layout)
+    totals = _all_weights(spec, weights, ranks)
     elements = cache_formats(kv, state, index)
-    degree, _ = check_ranks(tensor_parallel, 0)
 
-    def fold(device_memory: Any, context: Any) -> tuple[Any, Any]:
-        request = _cache_bytes(spec, context, 1, elements, degree).total
-        return device_memory - weight_total, request
+    def fold(device_memory: Any, context: Any) -> tuple[list[Any], list[Any]]:
+        left = [device_memory - total for total in totals]
+        return left, request_totals(_cache_pieces(spec, context, elements, ranks[0]), ranks)
 
-    def bound(amounts: tuple[int, int]) -> int:
-        return max(weight_total, *amounts)
+    replicas = ranks[0].layout.data_parallel
 
-    left, request = evaluate(fold, bound, device_memory=device_memory, context=context)
-    sizes: IntArray = np.maximum(left, 0) // np.maximum(request, 1)
-    unlimited = (request == 0) & (left >= 0)
+    def bound(amounts: tuple[list[int], list[int]]) -> int:
+        return max(*totals, *(replicas * left for left in amounts[0]), *amounts[1])
+
+    amounts = evaluate(fold, bound, device_memory=device_memory, context=context)
+    left, request = np.array(amounts[0]), np.array(amounts[1])
+    most = np.maximum(left, 0) // np.maximum(request, 1)
+    # A stage that holds nothing of a request does not limit their number.
+    sizes: IntArray = np.where(request == 0, most.max(initial=0), most).min(axis=0) * replicas
+    fits = (left >= 0).all(axis=0)
+    sizes = np.where(fits, sizes, 0)
+    unlimited = fits & (request == 0).all(axis=0)
     if unlimited.any():
         sizes = sizes.astype(np.object_)
         sizes[unlimited] = None
     return sizes
+
+
+def _all_weights(
+    spec: ModelSpec, weights: str | Format | Scheme, ranks: tuple[Rank, ...]
+) -> list[int]:
+    """Return the bytes of the weights on each of the ranks."""
+    storage = formats.scheme(weights, spec)
+    held = Weights(spec, storage, ranks[0])
+    return [held.total(rank.stage) for rank in ranks]
 
 
 class ContextLimit(int):
@@ -579,49 +787,53 @@ def max_context(
     spec: ModelSpec,
     *,
     device_memory: Int,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> ContextLimit | None: ...
 @overload
 def max_context(
     spec: ModelSpec,
     *,
     device_memory: IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> IntArray: ...
 @overload
 def max_context(
     spec: ModelSpec,
     *,
     device_memory: Int,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> IntArray: ...
 def max_context(
     spec: ModelSpec,
     *,
     device_memory: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
 ) -> ContextLimit | IntArray | None:
-    """Return the longest context, in tokens, that `batch` requests can have on a device.
+    """Return the longest context, in tokens, that each of `batch` requests can have.
 
     The answer is an integer whose `limited_by` says what limits it: ``"memory"``, or
     ``"positions"`` where it is capped at the model's `max_positions`. 0 where not even one token
@@ -644,15 +856,17 @@ def max_context(
     >>> limit, limit.limited_by
     (6660, 'memory')
     """
-    storage = weight_format(spec, weights)
     elements = cache_formats(kv, state, index)
-    degree, rank = check_ranks(tensor_parallel, 0)
-    weight_total = _weight_bytes(spec, storage, degree, rank).total
+    ranks = _ranks(spec, tensor_parallel, layout)
+    totals = _all_weights(spec, weights, ranks)
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:
-            request = _cache_bytes(spec, tokens, 1, elements, degree)
-            return weight_total + batch * _total(request) <= device_memory
+            requests = request_totals(_cache_pieces(spec, tokens, elements, ranks[0]), ranks)
+            return all(
+                total + ranks[0].requests(batch) * request <= device_memory
+                for total, request in zip(totals, requests, strict=True)
+            )
 
         return _longest_context(spec, batch, fits)
 
@@ -724,24 +938,12 @@ def gqa_kv_bytes(
     return product
 
 
-def weight_format(spec: ModelSpec, weights: str | Format) -> Format:
-    if weights != "checkpoint":
-        return formats.get(weights, "weights")
-    if spec.checkpoint is None:
-        raise InvalidValueError(
-            "weights", weights, f"{spec.name} does not state the format of its checkpoint"
-        )
-    return formats.get(spec.checkpoint, "checkpoint")
-
-
 def _total(breakdown: Breakdown[Any, int]) -> int:
     return breakdown.total
 
 
 def stored(columns: tuple[Factor, ...], storage: Format) -> tuple[Factor, ...]:
-    """Give the factors whose product is the bytes of one row; the last one is the bytes."""
-    size = storage.block_elements
-    if size == 1:
-        return (*columns, (storage.block_bytes, "bytes"))
-    blocks = -(-prod(size for size, _ in columns) // size)
-    return ((blocks, f"blocks of {size} elements"), (storage.block_bytes, "bytes"))
+    """Give the factors whose product is the bytes of one cache slot; the last one is the bytes."""
+    if storage.is_plain:
+        return storage.row_factors(columns)
+    return ((storage.slot_bytes(prod(size for size, _ in columns)), "bytes"),)
