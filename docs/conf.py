@@ -36,16 +36,26 @@ add_module_names = False
 python_maximum_signature_line_length = 88
 
 #: Modules, by the start of their names, that serve the library itself.
-INTERNAL = ("llmcalc.__main__", "llmcalc.boundary", "llmcalc.huggingface.")
+INTERNAL = (
+    "llmcalc.__main__",
+    "llmcalc.boundary",
+    "llmcalc.described",
+    "llmcalc.eager",
+    "llmcalc.huggingface.",
+    "llmcalc.lazy",
+)
+#: Modules among these that serve users.
+PUBLIC = ("llmcalc.huggingface.catalogue", "llmcalc.huggingface.listing")
 
 
 def exported_names() -> list[str]:
     """Return every name in the ``__all__`` of a public module, where it is defined."""
     names = []
     for info in pkgutil.walk_packages(llmcalc.__path__, "llmcalc."):
-        # These only gather the names of their modules.
-        if not info.name.startswith(INTERNAL) and info.name not in {"llmcalc.roofline", "llmcalc.spec"}:
-            module = importlib.import_module(info.name)
+        if info.name.startswith(INTERNAL) and info.name not in PUBLIC:
+            continue
+        module = importlib.import_module(info.name)
+        if not hasattr(module, "__getattr__"):  # which gathers the names of other modules
             names += [f"{info.name}.{name}" for name in getattr(module, "__all__", ())]
     return names
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import llmcalc
+from scripts import supported
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -82,11 +85,12 @@ def test_what_a_page_says_a_command_prints_it_prints(page: Path) -> None:
 def test_every_public_module_has_a_place_in_the_reference() -> None:
     """The documentation build itself warns of any exported name that is on no page."""
     conf = ast.parse((ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
-    internal = next(
-        ast.literal_eval(node.value)
+    names = {
+        ast.unparse(node.targets[0]): node.value
         for node in conf.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INTERNAL"
-    )
+        if isinstance(node, ast.Assign)
+    }
+    internal, public = (ast.literal_eval(names[name]) for name in ("INTERNAL", "PUBLIC"))
     documented = {
         name
         for page in (ROOT / "docs" / "reference").glob("*.md")
@@ -95,18 +99,41 @@ def test_every_public_module_has_a_place_in_the_reference() -> None:
     exporting = set()
     for path in (ROOT / "llmcalc").rglob("*.py"):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if "__all__" in path.read_text(encoding="utf-8") and not module.startswith(internal):
+        text = path.read_text(encoding="utf-8")
+        # A package that imports its modules later only gathers their names.
+        if "__all__" not in text or "from llmcalc.lazy import" in text:
+            continue
+        if not module.startswith(internal) or module in public:
             exporting.add(module)
-    # Names of the package itself are in a table; `llmcalc.spec` gathers those of its modules.
-    assert documented == exporting - {"llmcalc", "llmcalc.spec"}
+    assert documented == exporting
 
 
 def test_every_name_of_the_package_is_in_the_table_of_the_reference() -> None:
-    import llmcalc
-
     table = (ROOT / "docs" / "reference" / "index.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)[` ]", table))
     assert named >= set(llmcalc.__all__)
+
+
+def test_the_listing_of_model_types_is_up_to_date() -> None:
+    """Where it is not: ``python -m scripts.supported``."""
+    for path, text in supported.files().items():
+        assert path.read_text(encoding="utf-8") == text, path
+
+
+def test_the_listing_has_what_it_is_asked_for() -> None:
+    listed = llmcalc.huggingface.supported()
+    assert len(listed) == len(list(listed)) == 136
+    assert list(listed) == sorted(listed)
+    assert "llama" in listed
+    assert "bert" not in listed
+    assert listed.get("bert") is None
+    assert [name for name, entry in listed.items() if entry.same_as] == ["kimi_k2"]
+    for name, entry in listed.items():
+        assert entry.model_type == name
+        assert entry.layer_kinds
+        assert entry.cache_kinds
+        assert entry.checked.configs > 0
+        assert {"parameters", "groups"} <= set(entry.checked.equal)
 
 
 def test_every_page_is_within_reach_of_the_index() -> None:

@@ -1,7 +1,8 @@
 """Read a Hugging Face ``config.json`` into a `llmcalc.ModelSpec`, without torch or network.
 
 * `load_model`: the model that a config describes.
-* `supported`: the model types that can be read.
+* `supported`: the model types that can be read (`llmcalc.huggingface.listing`).
+* `llmcalc.huggingface.catalogue`: the models that can be read by name.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -18,17 +19,27 @@ from llmcalc.huggingface.config import Config, read_json
 from llmcalc.huggingface.registry import READERS, SAME_AS
 from llmcalc.spec.model import ModelSpec
 
+if TYPE_CHECKING:
+    from llmcalc.huggingface.listing import Supported
+
 __all__ = ["load_model", "supported"]
 
 
-def supported() -> tuple[str, ...]:
-    """Return the values of ``model_type`` that `load_model` reads.
+def supported() -> Supported:
+    """Return the values of ``model_type`` that `load_model` reads, with what is known of each.
 
     >>> from llmcalc import huggingface
     >>> "llama" in huggingface.supported()
     True
+    >>> gemma = huggingface.supported()["gemma3_text"]
+    >>> gemma.layer_kinds, gemma.cache_kinds
+    (('window', 'decoder'), ('kv window', 'kv full'))
+    >>> gemma.checked.equal
+    ('parameters', 'groups', 'caches', 'flops')
     """
-    return tuple(sorted((*READERS, *SAME_AS)))
+    from llmcalc.huggingface.listing import Supported
+
+    return Supported()
 
 
 def load_model(

@@ -43,49 +43,88 @@ GROUPS = {
 }
 
 
-#: Groups that are compared as one sum, where the recorded ones follow names and not what the
-#: parameters do.
-JOINED: dict[str, tuple[str, ...]] = {
-    # the router's correction is mlp.expert_bias
-    "afmoe": ("feed_forward", "experts"),
-    # the feed-forward's inner norm is mlp.ffn_sub_norm
-    "bitnet": ("feed_forward", "norms"),
-    # the gates of norms are input_layernorm.mlp and post_attention_layernorm.mlp
-    "axk2": ("attention", "feed_forward", "norms"),
-    # its dense variant has no experts, but calls its feed-forward a shared one
-    "granitemoehybrid": ("feed_forward", "experts"),
-    # the gates of hidden states are attn_hyper_connection and mlp_hyper_connection
-    "qwen4_exp_text": ("attention", "feed_forward", "norms", "other"),
-    # every part of a layer is called mixer
-    "nemotron_h": ("attention", "feed_forward", "experts"),
-    # the norm before the recurrence of a layer with a shared block is mamba_decoder.input_layernorm
-    "zamba": ("attention", "norms"),
-    "zamba2": ("attention", "norms"),
-    # convolutions of blocks' results are attn_sconv and mlp_sconv, the router's factor is in mlp
-    "inkling2_text": ("attention", "feed_forward", "other"),
-    "inkling_text": ("attention", "feed_forward", "experts", "other"),
-    # factors of residuals are post_attention_..., the router is mlp.gate with norms of its own
-    "zaya": ("attention", "feed_forward", "experts", "norms", "other"),
-    # the hyper-connections are attn_hc and ffn_hc
-    "deepseek_v4": ("attention", "feed_forward", "other"),
-    "hy_v4": ("attention", "feed_forward", "other"),
-    # norm_attn_norm holds the norms of the block
-    "dbrx": ("attention", "norms"),
-    # the factors of residuals are input_residual and post_attention_residual
-    "doge": ("attention", "other"),
-    # the router is mlp.gate.wg
-    "hunyuan_v1_moe": ("feed_forward", "experts"),
-    # the experts of attention are self_attention.experts, the bias of the others mlp.bias
-    "jetmoe": ("attention", "feed_forward", "experts"),
-    # one of the two pairs of norms in a layer follows the attention's name
-    "longcat_flash": ("attention", "norms"),
+#: Groups that are compared as one sum, and why: there, the recorded ones follow names and not what
+#: the parameters do.
+JOINED: dict[str, tuple[tuple[str, ...], str]] = {
+    "afmoe": (
+        ("feed_forward", "experts"),
+        "the router's correction is mlp.expert_bias",
+    ),
+    "bitnet": (
+        ("feed_forward", "norms"),
+        "the feed-forward's inner norm is mlp.ffn_sub_norm",
+    ),
+    "axk2": (
+        ("attention", "feed_forward", "norms"),
+        "the gates of norms are input_layernorm.mlp and post_attention_layernorm.mlp",
+    ),
+    "granitemoehybrid": (
+        ("feed_forward", "experts"),
+        "its dense variant has no experts, but calls its feed-forward a shared one",
+    ),
+    "qwen4_exp_text": (
+        ("attention", "feed_forward", "norms", "other"),
+        "the gates of hidden states are attn_hyper_connection and mlp_hyper_connection",
+    ),
+    "nemotron_h": (
+        ("attention", "feed_forward", "experts"),
+        "every part of a layer is called mixer",
+    ),
+    "zamba": (
+        ("attention", "norms"),
+        "the norm before some recurrences is mamba_decoder.input_layernorm",
+    ),
+    "zamba2": (
+        ("attention", "norms"),
+        "the norm before some recurrences is mamba_decoder.input_layernorm",
+    ),
+    "inkling2_text": (
+        ("attention", "feed_forward", "other"),
+        "convolutions are attn_sconv and mlp_sconv, the router's factor is in mlp",
+    ),
+    "inkling_text": (
+        ("attention", "feed_forward", "experts", "other"),
+        "convolutions are attn_sconv and mlp_sconv, the router's factor is in mlp",
+    ),
+    "zaya": (
+        ("attention", "feed_forward", "experts", "norms", "other"),
+        "factors of residuals are post_attention_..., the router is mlp.gate with norms of its own",
+    ),
+    "deepseek_v4": (
+        ("attention", "feed_forward", "other"),
+        "the hyper-connections are attn_hc and ffn_hc",
+    ),
+    "hy_v4": (
+        ("attention", "feed_forward", "other"),
+        "the hyper-connections are attn_hc and ffn_hc",
+    ),
+    "dbrx": (
+        ("attention", "norms"),
+        "norm_attn_norm holds the norms of the block",
+    ),
+    "doge": (
+        ("attention", "other"),
+        "the factors of residuals are input_residual and post_attention_residual",
+    ),
+    "hunyuan_v1_moe": (
+        ("feed_forward", "experts"),
+        "the router is mlp.gate.wg",
+    ),
+    "jetmoe": (
+        ("attention", "feed_forward", "experts"),
+        "the experts of attention are self_attention.experts, the bias of the others mlp.bias",
+    ),
+    "longcat_flash": (
+        ("attention", "norms"),
+        "one of the two pairs of norms in a layer follows the attention's name",
+    ),
 }
 
 
 def _joined(groups: dict[str, int], model_type: str) -> dict[str, int]:
     """Add up the groups that are compared as one sum; leave out the empty ones."""
     result: dict[str, int] = {}
-    together = JOINED.get(model_type, ())
+    together, _ = JOINED.get(model_type, ((), ""))
     for group, size in groups.items():
         name = " + ".join(together) if group in together else group
         result[name] = result.get(name, 0) + size

@@ -16,8 +16,8 @@ SUPPORTED = set(huggingface.supported())
 #: Types of which transformers holds nothing in a cache of its own, and why.
 WITHOUT_CACHE = {
     "openai-gpt": "has no cache: it computes everything again for every token",
-    "recurrent_gemma": "keeps states in its modules, and they were measured without the keys",
-    "dbrx": "its cache was not measured: the module does not run on the meta device",
+    "recurrent_gemma": "keeps states in its modules: these are equal, the keys were not measured",
+    "dbrx": "no cache at full size: its module does not run on the meta device",
 }
 
 #: Elements of 8 bytes among the measured tensors that count positions.
