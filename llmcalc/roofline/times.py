@@ -29,7 +29,7 @@ from llmcalc.units import Bytes, Flops
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
-    from llmcalc.formats import Format
+    from llmcalc.formats import Format, Scheme
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
 
@@ -161,7 +161,7 @@ def step_time(
     batch: Int | IntArray,
     new: Int | IntArray,
     past: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     compute: str | None = None,
     state: str | Format = "fp32",

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
 from llmcalc import formats
 from llmcalc.boundary import choice, evaluate, flag_argument, is_array, smaller
 from llmcalc.breakdown import Breakdown, Factor, Term
-from llmcalc.memory import cache_formats, stored, weight_format
-from llmcalc.spec.axes import WHOLE, Axes, Split, check_ranks, factors
+from llmcalc.memory import cache_formats, stored
+from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, check_ranks, factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
@@ -28,7 +28,7 @@ from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
-    from llmcalc.formats import Format
+    from llmcalc.formats import Format, Scheme
 
 __all__ = ["ExpertReads", "bytes_moved", "experts_touched"]
 
@@ -75,7 +75,7 @@ def bytes_moved(
     batch: Int,
     new: Int,
     past: Int,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
@@ -94,7 +94,7 @@ def bytes_moved(
     batch: IntArray,
     new: Int | IntArray,
     past: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
@@ -113,7 +113,7 @@ def bytes_moved(
     batch: Int,
     new: IntArray,
     past: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
@@ -132,7 +132,7 @@ def bytes_moved(
     batch: Int,
     new: Int,
     past: IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
@@ -150,7 +150,7 @@ def bytes_moved(
     batch: Int | IntArray,
     new: Int | IntArray,
     past: Int | IntArray,
-    weights: str | Format,
+    weights: str | Format | Scheme,
     kv: str | Format,
     state: str | Format = "fp32",
     index: str | Format | None = None,
@@ -193,7 +193,7 @@ def bytes_moved(
     degree, _ = check_ranks(tensor_parallel, 0)
     traffic = _Traffic(
         spec,
-        weight_format(spec, weights),
+        formats.scheme(weights, spec),
         cache_formats(kv, state, index),
         formats.get(activations, "activations"),
         split=WHOLE if degree == 1 else Split(ranks=degree),
@@ -223,7 +223,7 @@ class _Traffic:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: Format,
+        weights: Scheme,
         caches: Any,
         activations: Format,
         *,
@@ -271,8 +271,8 @@ class _Traffic:
                     (touched, "experts read") if name == "experts" else (size, name)
                     for size, name in rows
                 )
-            held = stored(columns, self.weights)
-            yield Term(("weights", *tensor.path), (*rows, *held, *entry.times))
+            for path, held in self.weights.stored(tensor, rows, columns):
+                yield Term(("weights", *path), held)
 
     def _caches(self, batch: Any, new: Any, past: Any, *, bound: bool) -> Iterator[Term[Any]]:
         for entry, cache in self.spec.ledger.cache_reads:
@@ -296,10 +296,10 @@ class _Traffic:
             return new if self.absorbed else span.present(new, past)
 
         for entry in self.spec.ledger.entries:
-            for name, elements, tokens in self._flows(entry, new, last, latents):
+            for name, pieces, tokens in self._flows(entry, new, last, latents):
                 yield Term(
                     ("activations", *entry.path, name),
-                    (*elements, (tokens, "tokens"), *requests, *entry.times, *element),
+                    (*factors(pieces, self.split), tokens, *requests, *entry.times, *element),
                 )
             item = entry.item
             if self.standard and isinstance(item, Mix):
@@ -316,37 +316,31 @@ class _Traffic:
 
     def _flows(
         self, entry: Entry, new: Any, last: Any, latents: Callable[[Span], Any]
-    ) -> Iterator[tuple[str, tuple[Factor, ...], Any]]:
-        """Give the name, the elements and the tokens of what an item reads and writes."""
+    ) -> Iterator[tuple[str, tuple[Axes, ...], Factor]]:
+        """Give the name, the axes read and written, and the tokens of an item's activations."""
         item = entry.item
+        tokens = (new, "tokens")
         if isinstance(item, Linear):
-            tokens = {"all": new, "logits": last}.get(item.tokens)
-            if tokens is None:
-                tokens = latents(item.span)
-            used = () if item.active is None else ((item.active, "experts per token"),)
-            yield f"{item.name}.in", (*used, *self._elements(item.into)), tokens
-            yield f"{item.name}.out", (*used, *factors(item.out, self.split)), tokens
+            if item.tokens != "all":
+                tokens = (last if item.tokens == "logits" else latents(item.span), "tokens")
+            pieces = (item.into, *item.out)
+            if item.active is not None:
+                used = Axis("experts per token", item.active)
+                pieces = tuple((used, *piece) for piece in pieces)
+            yield item.name, pieces, tokens
         elif isinstance(item, Mix):
             query_key, value = item.query_key, item.value
             if item.absorbed is not None:
                 if self.absorbed:
                     query_key, value = item.absorbed
                 else:  # the expanded keys and values, which are no cache
-                    for name, width in (("keys", query_key), ("values", value)):
-                        elements = self._elements((item.heads, width))
-                        yield f"{item.name}.{name}", elements, latents(item.span)
-            yield f"{item.name}.in", self._elements((item.heads, query_key)), new
-            yield f"{item.name}.out", self._elements((item.heads, value)), new
+                    pieces = ((item.heads, query_key), (item.heads, value))
+                    yield f"{item.name}.expanded", pieces, (latents(item.span), "tokens")
+            yield item.name, ((item.heads, query_key), (item.heads, value)), tokens
         elif isinstance(item, Conv):
-            yield f"{item.name}.in", self._elements(item.channels), new
-            yield f"{item.name}.out", self._elements(item.channels), new
+            yield item.name, (item.channels, item.channels), tokens
         elif isinstance(item, Scale) and item.name.endswith("norm.weight"):
-            tokens = last if entry.after else new
-            yield f"{item.name}.in", self._elements(item.axes), tokens
-            yield f"{item.name}.out", self._elements(item.axes), tokens
-
-    def _elements(self, axes: Axes) -> tuple[Factor, ...]:
-        return factors((axes,), self.split)
+            yield item.name, (item.axes, item.axes), (last, "tokens") if entry.after else tokens
 
 
 def _requests(batch: Any) -> tuple[Factor, ...]:
