@@ -197,6 +197,13 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
     "ibm-granite/granite-3.1-2b-instruct": ("ibm-granite/granite-3.1-8b-instruct",
         {"hidden_size": 2048, "intermediate_size": 8192}, None,
     ),
+    # The language models of two that also read images.
+    "ibm-granite/granite-vision-3.3-2b": (
+        "ibm-granite/granite-3.1-2b-instruct", {"vocab_size": 49156}, None,
+    ),
+    "mistralai/Mistral-Small-3.2-24B-Instruct-2506": (
+        "mistralai/Mistral-Small-24B-Base-2501", {"max_position_embeddings": 131072}, 23572403200,
+    ),
     "moonshotai/Kimi-Dev-72B": (
         "Qwen/Qwen2.5-72B", {"max_position_embeddings": 131072}, 72706203648,
     ),

@@ -1,0 +1,594 @@
+r"""The budget of a device: what an engine subtracts from its memory until the cache pool is left.
+
+* `budget`: visible memory x utilisation less weights, activations and the rest: the cache pool.
+* `Budget`: the terms, and what the pool holds.
+* `loaded_weights`: what an engine's weights take once they are loaded.
+* `activation_peak`: the most that a step's intermediate results take.
+
+.. math:: \text{pool} = \text{visible} \cdot \text{utilisation} - \text{weights} -
+          \text{activation peak} - \text{non-torch} - \text{graphs}
+
+Each term is the caller's, or follows from a profile (`llmcalc.serving.profile`). Other engines
+take their share elsewhere: SGLang's static fraction covers weights and pool, TensorRT-LLM's is one
+of what is free when everything else is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from math import prod
+
+import attrs
+
+from llmcalc import formats, hardware, memory
+from llmcalc.boundary import whole_number
+from llmcalc.breakdown import Breakdown, Term
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
+from llmcalc.formats import Format, Scheme
+from llmcalc.hardware import DeviceSpec
+from llmcalc.layouts import Layout
+from llmcalc.serving.engines import Profile, check_share, profile
+from llmcalc.serving.paging import Allocation, allocate
+from llmcalc.spec.items import Linear
+from llmcalc.spec.model import ModelSpec
+from llmcalc.units import Bytes, MiB, format_quantity
+
+__all__ = ["Budget", "activation_peak", "budget", "loaded_weights"]
+
+#: Matrices that engines store as one, by the names of their parts.
+_FUSED = (
+    ("q", "k", "v"),
+    ("gate", "up"),
+    ("shared.gate", "shared.up"),
+    ("q_a", "kv_a"),
+    ("qkv", "gate"),
+)
+
+
+def loaded_weights(
+    spec: ModelSpec,
+    *,
+    weights: str | Format | Scheme,
+    dtype: str | Format = "bf16",
+    engine: str | Profile = "vllm-0.19",
+    tensor_parallel: int = 1,
+    layout: Layout | None = None,
+    rank: int | None = None,
+) -> Breakdown[Bytes]:
+    """Return what the weights take on one device once an engine has loaded them.
+
+    Beside the weights themselves (`llmcalc.memory.weight_bytes`) these are rows that pad the
+    vocabulary, the tables of rotary positions in the model's `dtype`, the copies of latent
+    attention's expansion that its absorbed form reads, what kernels pad mxfp4 experts by, and
+    what the framework's allocator rounds up: it takes segments of 2 MiB, and what is left of one
+    is lost where that is at most 1 MiB.
+
+    >>> from llmcalc import load_model, serving
+    >>> llama = load_model("meta-llama/Llama-3.1-8B")
+    >>> dict(serving.loaded_weights(llama, weights="bf16").by())
+    {'weights': 16060522496, 'rotary tables': 33554432}
+
+    Source: vLLM's rotary_embedding (one table of cosines and sines for each kind of position),
+    vocab_parallel_embedding and mla/common; PyTorch, ``c10/cuda/CUDACachingAllocator.cpp``.
+    """
+    known = profile(engine)
+    stored = memory.weight_bytes(
+        spec, weights=weights, tensor_parallel=tensor_parallel, layout=layout, rank=rank
+    )
+    degree = tensor_parallel if layout is None else layout.tensor_parallel
+    element = formats.get(dtype, "dtype")
+    terms = [Term(("weights", *term.path), term.factors) for term in stored.terms]
+    terms += _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
+    terms += _rotary_tables(spec, element)
+    if known.pool_rule == "total":
+        terms += _absorbed_copies(stored, spec, element)
+        terms += _kernel_padding(stored, known)
+        terms += _rounded_up(stored)
+    return Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
+
+
+def _vocabulary_padding(
+    stored: Breakdown[Bytes], multiple: int, degree: int, spec: ModelSpec
+) -> Iterator[Term[int]]:
+    rows = spec.embedding.vocab.size
+    padded = -(-rows // multiple) * multiple
+    padded = -(-padded // degree)
+    for term in stored.terms:
+        for value, name in term.factors:
+            if name == "vocab" and padded > value:
+                others = term.value // value
+                yield Term(
+                    ("vocabulary padding", *term.path),
+                    ((padded - value, "rows"), (others, "bytes")),
+                )
+
+
+def _rotary_tables(spec: ModelSpec, element: Format) -> Iterator[Term[int]]:
+    if spec.max_positions is None:
+        return
+    tables = {}
+    for run in spec.layers:
+        for part in run.layer.parts:
+            rotary = getattr(part, "rotary", None)
+            if rotary is None:
+                continue
+            latent = getattr(part, "rope_dim", None)
+            width = latent or round(getattr(part, "head_dim", 0) * rotary.fraction)
+            tables[rotary.theta, rotary.scaling, width] = width
+    for number, width in enumerate(tables.values()):
+        if width:
+            yield Term(
+                ("rotary tables", "", f"table {number + 1}" if len(tables) > 1 else "table"),
+                (
+                    (spec.max_positions, "positions"),
+                    (element.bytes(rows=1, columns=width), "bytes"),
+                ),
+            )
+
+
+def _absorbed_copies(
+    stored: Breakdown[Bytes], spec: ModelSpec, element: Format
+) -> Iterator[Term[int]]:
+    shares = {term.path: term for term in stored.terms}
+    for tensor in spec.ledger.tensors:
+        if tensor.path[0] != "attention" or tensor.path[-1] != "kv_b.weight":
+            continue
+        term = shares.get(tensor.path)
+        if term is not None:
+            elements = prod(value for value, name in term.factors if name != "bytes")
+            yield Term(
+                ("absorbed copies", *tensor.path[1:]),
+                ((elements, "elements"), (element.bytes(rows=1, columns=1), "bytes")),
+            )
+
+
+def _kernel_padding(stored: Breakdown[Bytes], known: Profile) -> Iterator[Term[int]]:
+    """Give what the kernels for mxfp4 experts add: a wider inner width and contracted axis."""
+    if known.mxfp4_inner_multiple is None:
+        return
+    for term in stored.terms:
+        sizes = {name: value for value, name in term.factors}
+        blocks = sizes.get("blocks of 32 elements")
+        if "experts" not in sizes or blocks is None or sizes.get("bytes") != 17:
+            continue
+        rows, width = sizes.get("inner"), 32 * blocks
+        if rows is None:  # the contracted axis is the inner one
+            rows = sizes.get("embed", 0)
+            width = _up(width, known.mxfp4_inner_multiple)
+        else:
+            rows = _up(rows, known.mxfp4_inner_multiple)
+        padded = rows * (_up(width, known.mxfp4_contracted_multiple) // 2 + width // 32)
+        experts = sizes["experts"] * sizes.get("layers", 1)
+        yield Term(
+            ("kernel padding", *term.path[1:]),
+            ((padded - term.value // experts, "bytes"), (experts, "experts")),
+        )
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _rounded_up(stored: Breakdown[Bytes]) -> Iterator[Term[int]]:
+    """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
+    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for term in stored.terms:
+        group, label, name = term.path[0], term.path[1], term.path[-1]
+        layers = prod(value for value, factor in term.factors if factor == "layers")
+        if not layers:
+            continue
+        base = name.removesuffix(".weight")
+        for parts in _FUSED:
+            if base in parts and name.endswith(".weight"):
+                base = "+".join(parts)
+                break
+        else:
+            base = name
+        key = group, label, base
+        size, _ = sizes.get(key, (0, layers))
+        sizes[key] = size + term.value // layers, layers
+    for key, (size, layers) in sizes.items():
+        lost = -size % (2 * MiB)
+        if size >= 10 * MiB and 0 < lost <= MiB:
+            yield Term(("allocator rounding", *key[1:]), ((lost, "bytes"), (layers, "tensors")))
+
+
+def activation_peak(
+    spec: ModelSpec,
+    *,
+    engine: str | Profile = "vllm-0.19",
+    batched_tokens: int | None = None,
+    sequences: int | None = None,
+    dtype: str | Format = "bf16",
+    tensor_parallel: int = 1,
+    layout: Layout | None = None,
+    rank: int | None = None,
+) -> Breakdown[Bytes]:
+    """Return the most that the intermediate results of an engine's profiling step take.
+
+    The step has `batched_tokens` tokens of which `sequences` give logits. The larger one of two
+    peaks counts: that of the widest layer, and that of the sampler, which a pipeline has on its
+    last stage; its stages also keep what they hand on. The rule and what it was fitted to are the
+    profile's (`llmcalc.serving.Profile`); it covers attention, feed-forward layers and experts of
+    text models, not vision towers. Raises `llmcalc.LlmcalcError` where the profile has no rule.
+
+    >>> from llmcalc import GiB, load_model, serving
+    >>> peak = serving.activation_peak(load_model("Qwen/Qwen2.5-7B"))
+    >>> round(peak.total / GiB, 2)  # vLLM 0.19 prints 2.21
+    2.21
+    """
+    known = profile(engine)
+    rule = known.activation
+    if rule is None:
+        raise InvalidValueError(
+            "engine", known.name, "has no rule for activations: give activation_bytes"
+        )
+    tokens = whole_number(
+        known.batched_tokens if batched_tokens is None else batched_tokens, "batched_tokens"
+    )
+    where = Layout(tensor_parallel=tensor_parallel) if layout is None else layout
+    stages = where.pipeline_parallel
+    last = rank is None or rank // where.tensor_parallel % stages == stages - 1
+    rows = whole_number(known.sequences if sequences is None else sequences, "sequences")
+    element = formats.get(dtype, "dtype").bytes(rows=1, columns=1)
+    hidden = (spec.embed_dim, "hidden")
+    widest = max(
+        (
+            (rule.layer_inner * inner + experts * spec.embed_dim, label)
+            for label, inner, experts in _layer_widths(spec, where)
+        ),
+        default=(0, ""),
+    )
+    layer = [
+        Term(
+            ("layer", widest[1], "inner"),
+            ((tokens, "tokens"), (widest[0], "wide"), (element, "bytes")),
+        ),
+        Term(
+            ("layer", widest[1], "hidden"),
+            ((tokens, "tokens"), (rule.layer_hidden, "times"), hidden, (element, "bytes")),
+        ),
+        Term(("layer", "", "workspace"), ((rule.layer_constant_bytes, "bytes"),)),
+    ]
+    passed = []
+    if stages > 1:  # hidden state and residual, kept for the next stage
+        passed = [
+            Term(
+                ("pipeline", "", "handed on"),
+                ((2, "tensors"), (tokens, "tokens"), hidden, (element, "bytes")),
+            )
+        ]
+    peak = Breakdown(Bytes, "Activation peak, in the widest layer", layer + passed)
+    if not last:
+        return peak
+    vocab = (spec.embedding.vocab.size, "vocab")
+    chosen = min(rows, tokens)
+    sampling = [
+        Term(("sampler", "", "hidden"), ((tokens, "tokens"), hidden, (element, "bytes"))),
+        Term(("sampler", "", "last hidden"), ((chosen, "rows"), hidden, (element, "bytes"))),
+        Term(("sampler", "", "logits"), ((chosen, "rows"), vocab, (element, "bytes"))),
+        Term(
+            ("sampler", "", "fp32 copies"),
+            ((chosen, "rows"), vocab, (rule.sampler_logit_bytes, "bytes")),
+        ),
+        Term(("sampler", "", "buffers"), ((rule.sampler_rows, "rows"), vocab, (4, "bytes"))),
+        Term(("sampler", "", "workspace"), ((rule.sampler_constant_bytes, "bytes"),)),
+    ]
+    other = Breakdown(Bytes, "Activation peak, in the sampler", sampling + passed)
+    return other if other.total > peak.total else peak
+
+
+def _layer_widths(spec: ModelSpec, layout: Layout) -> Iterator[tuple[str, int, int]]:
+    """Give label, inner width per device and routed experts of each kind of feed-forward layer."""
+    widths: dict[tuple[str, str], tuple[int, int]] = {}
+    for entry in spec.ledger.entries:
+        item = entry.item
+        if not isinstance(item, Linear) or item.name not in {"down", "shared.down"}:
+            continue
+        routed = 0 if item.experts is None else item.active or 0
+        # An expert that stands whole on one rank gets its tokens from several.
+        degree = 1 if routed and layout.expert_parallel else layout.tensor_parallel
+        inner = -(-prod(axis.size for axis in item.into) // degree)
+        before, experts = widths.get(entry.path, (0, 0))
+        widths[entry.path] = before + inner * (routed or 1), experts + routed
+    for (_, label), (inner, experts) in widths.items():
+        yield label, inner, experts
+
+
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class Budget(Described):
+    """What an engine subtracts from a device's memory, and the cache pool that is left.
+
+    All terms are bytes on one device. `allocation` is what one request of the longest context
+    takes of the pool. ``bool(budget)`` is whether that request fits.
+    """
+
+    engine: Profile
+    visible_bytes: int
+    share: float
+    weights: Breakdown[Bytes]
+    activation: Breakdown[Bytes]
+    non_torch_bytes: int
+    graph_bytes: int
+    allocation: Allocation
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """What the loaded weights take."""
+        return self.weights.total
+
+    @cached_property
+    def activation_bytes(self) -> int:
+        """The peak of intermediate results."""
+        return self.activation.total
+
+    @property
+    def requested_bytes(self) -> int:
+        """What the engine may use: of the visible memory its share."""
+        if self.engine.pool_rule == "free":
+            return self.visible_bytes
+        return int(self.visible_bytes * self.share)
+
+    @cached_property
+    def pool_bytes(self) -> int:
+        """The cache pool; negative where the rest does not fit."""
+        rule = self.engine.pool_rule
+        if rule == "static":
+            return self.requested_bytes - self.weight_bytes - self.non_torch_bytes
+        used = self.weight_bytes + self.activation_bytes + self.non_torch_bytes
+        if rule == "free":
+            left = self.visible_bytes - used - self.graph_bytes
+            return int(left * self.share) if left > 0 else left
+        return self.requested_bytes - used - self.graph_bytes
+
+    @property
+    def blocks(self) -> int | None:
+        """The blocks of the pool; `None` where it has none."""
+        return self.allocation.pool_blocks(max(0, self.pool_bytes))
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that the pool holds, as the engine counts them."""
+        return self.allocation.tokens(max(0, self.pool_bytes))
+
+    @property
+    def concurrency(self) -> float | None:
+        """How many requests of the longest context the pool holds, as a fraction."""
+        return self.allocation.concurrency(max(0, self.pool_bytes))
+
+    @property
+    def fits(self) -> bool:
+        """Whether at least one request of the longest context fits, as engines demand."""
+        return self.short_bytes == 0
+
+    @property
+    def short_bytes(self) -> int:
+        """What is missing for one request of the longest context, or 0."""
+        return max(0, self.allocation.request_bytes - self.pool_bytes)
+
+    @property
+    def reason(self) -> str:
+        """One sentence: what the pool holds, or what is missing."""
+        if self.fits:
+            return (
+                f"fits: the pool of {format_quantity(self.pool_bytes, Bytes)} holds "
+                f"{self.concurrency:.2f} requests of {self.allocation.context} tokens"
+                if self.concurrency is not None
+                else "fits: requests hold nothing"
+            )
+        return (
+            f"does not fit: a request of {self.allocation.context} tokens needs "
+            f"{format_quantity(self.allocation.request_bytes, Bytes)}, the pool has "
+            f"{format_quantity(self.pool_bytes, Bytes)}; "
+            f"short by {format_quantity(self.short_bytes, Bytes)}"
+        )
+
+    def explain(self) -> str:
+        """Return the working: memory, each term, the pool and what it holds."""
+        visible = format_quantity(self.visible_bytes, Bytes)
+        rows = [
+            (f"visible x {self.share:g}", format_quantity(self.requested_bytes, Bytes)),
+            ("weights", format_quantity(-self.weight_bytes, Bytes)),
+            ("activation peak", format_quantity(-self.activation_bytes, Bytes)),
+            ("non-torch", format_quantity(-self.non_torch_bytes, Bytes)),
+            ("graphs", format_quantity(-self.graph_bytes, Bytes)),
+            ("cache pool", format_quantity(self.pool_bytes, Bytes)),
+        ]
+        if self.engine.pool_rule == "static":
+            del rows[4], rows[2]
+        elif self.engine.pool_rule == "free":
+            rows[0] = ("visible", visible)
+            rows.insert(5, ("of what is left", f"x {self.share:g}"))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"Budget of {self.engine.name} on {visible}"]
+        lines += [f"  {name:<{width}}  {text}" for name, text in rows]
+        if self.blocks is not None:
+            lines.append(f"  {'blocks':<{width}}  {self.blocks}")
+        if self.tokens is not None:
+            lines.append(f"  {'tokens':<{width}}  {self.tokens}")
+        lines.append(self.reason)
+        return "\n".join(lines)
+
+
+def budget(
+    spec: ModelSpec,
+    *,
+    context: int,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    device: str | DeviceSpec | None = None,
+    visible_bytes: int | None = None,
+    engine: str | Profile = "vllm-0.19",
+    share: float | None = None,
+    dtype: str | Format = "bf16",
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    block_tokens: int | None = None,
+    batched_tokens: int | None = None,
+    sequences: int | None = None,
+    tensor_parallel: int = 1,
+    layout: Layout | None = None,
+    rank: int | None = None,
+    weight_bytes: int | None = None,
+    activation_bytes: int | None = None,
+    non_torch_bytes: int | None = None,
+    graph_bytes: int | None = None,
+) -> Budget:
+    """Return an engine's budget on one device: each term, the cache pool and what it holds.
+
+    `context` is the longest request (``max_model_len``). Memory is `visible_bytes`, or what the
+    runtime shows of `device`, of which the engine takes its `share`
+    (``gpu_memory_utilization``). A term that is given, such as `activation_bytes`, is taken as it
+    is; one that is not follows from the profile, and where the profile does not know it, the
+    error says which to give. Figures are those of one device: `rank`, or else the one that a
+    layout's engine waits for, because it holds fewest requests.
+
+    >>> from llmcalc import load_model, serving
+    >>> answer = serving.budget(
+    ...     load_model("meta-llama/Llama-3.1-8B"), device="H100-SXM-80GB", share=0.95,
+    ...     context=8192, weights="bf16", kv="bf16",
+    ... )
+    >>> print(answer.explain())  # vLLM 0.19 printed 58.11 GiB and 476 016 tokens
+    Budget of vllm-0.19 on 85 029 615 042 B (79.19 GiB)
+      visible x 0.95   80 778 134 289 B (75.23 GiB)
+      weights          -16 094 076 928 B (-14.989 GiB)
+      activation peak  -2 023 837 696 B (-1.8848 GiB)
+      non-torch        -268 435 456 B (-0.25 GiB)
+      graphs           0 B
+      cache pool       62 391 784 209 B (58.107 GiB)
+      blocks           29750
+      tokens           476000
+    fits: the pool of 62 391 784 209 B (58.107 GiB) holds 58.11 requests of 8192 tokens
+    """
+    known = profile(engine)
+    if rank is None and layout is not None and layout.pipeline_parallel > 1:
+        ranks = (
+            budget(
+                spec,
+                context=context,
+                weights=weights,
+                kv=kv,
+                device=device,
+                visible_bytes=visible_bytes,
+                engine=known,
+                share=share,
+                dtype=dtype,
+                state=state,
+                index=index,
+                block_tokens=block_tokens,
+                batched_tokens=batched_tokens,
+                sequences=sequences,
+                layout=layout,
+                rank=stage * layout.tensor_parallel,
+                tensor_parallel=tensor_parallel,
+                weight_bytes=weight_bytes,
+                activation_bytes=activation_bytes,
+                non_torch_bytes=non_torch_bytes,
+                graph_bytes=graph_bytes,
+            )
+            for stage in range(layout.pipeline_parallel)
+        )
+        return min(ranks, key=lambda one: (one.pool_bytes >= 0, one.concurrency or 0))
+    degree = tensor_parallel if layout is None else layout.tensor_parallel
+    if visible_bytes is None:
+        if device is None:
+            raise InvalidValueError("visible_bytes", None, "give it, or a device")
+        found = hardware.get(device)
+        visible_bytes = found.runtime_memory_bytes or found.memory_bytes
+    elif device is not None:
+        raise InvalidValueError("visible_bytes", visible_bytes, "give it or a device, not both")
+    loaded = (
+        loaded_weights(
+            spec,
+            weights=weights,
+            dtype=dtype,
+            engine=known,
+            tensor_parallel=tensor_parallel,
+            layout=layout,
+            rank=rank,
+        )
+        if weight_bytes is None
+        else _given("Loaded weights", weight_bytes, "weight_bytes")
+    )
+    if activation_bytes is not None:
+        activation = _given("Activation peak", activation_bytes, "activation_bytes")
+    elif known.pool_rule == "total":
+        activation = activation_peak(
+            spec,
+            engine=known,
+            batched_tokens=batched_tokens,
+            sequences=sequences,
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+            layout=layout,
+            rank=rank,
+        )
+    else:
+        activation = _given("Activation peak", 0, "activation_bytes")
+    return Budget(
+        engine=known,
+        visible_bytes=whole_number(visible_bytes, "visible_bytes", minimum=1),
+        share=check_share(known.share if share is None else share, "share"),
+        weights=loaded,
+        activation=activation,
+        non_torch_bytes=_non_torch(
+            known, non_torch_bytes, degree, 1 if layout is None else layout.pipeline_parallel
+        ),
+        graph_bytes=_graphs(known, graph_bytes),
+        allocation=allocate(
+            spec,
+            context=context,
+            kv=kv,
+            state=state,
+            index=index,
+            policy="contiguous" if known.pool_rule == "cells" else "paged",
+            engine=known,
+            block_tokens=block_tokens,
+            batched_tokens=batched_tokens,
+            tensor_parallel=tensor_parallel,
+            layout=layout,
+            rank=rank,
+        ),
+    )
+
+
+def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
+    number = whole_number(value, field)
+    return Breakdown(Bytes, title, [Term(("given", "", field), ((number, "bytes"),))])
+
+
+def _non_torch(known: Profile, given: int | None, degree: int, stages: int) -> int:
+    if given is not None:
+        return whole_number(given, "non_torch_bytes")
+    if known.pool_rule != "total":
+        return 0
+    if degree == 1 and stages > 1 and known.pipeline_non_torch_bytes is not None:
+        return known.pipeline_non_torch_bytes
+    table = known.non_torch_bytes
+    if not table:
+        raise InvalidValueError(
+            "engine", known.name, "has no figure outside the framework: give non_torch_bytes"
+        )
+    fitting = [number for number in table if number <= degree]
+    if degree > 1 and max(fitting) == 1:
+        raise InvalidValueError(
+            "engine",
+            known.name,
+            f"has no figure outside the framework for {degree} ranks: give non_torch_bytes",
+        )
+    return table[max(fitting)]
+
+
+def _graphs(known: Profile, given: int | None) -> int:
+    if given is not None:
+        return whole_number(given, "graph_bytes")
+    if known.graphs_subtracted:
+        raise InvalidValueError(
+            "engine", known.name, "subtracts graphs, and their size is not known: give graph_bytes"
+        )
+    return 0

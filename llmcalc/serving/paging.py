@@ -1,0 +1,521 @@
+r"""Cache allocation: what requests take of an engine's pool, under the policies that engines have.
+
+* `allocate`: what one request takes under a policy.
+* `policies`: the same under every policy.
+* `Allocation`: bytes and blocks of a request; tokens, blocks and requests of a pool.
+* `CacheGroup`: layers that share a block table.
+
+The policies:
+
+``ideal``
+    What the mathematics needs: a slot for each token that a layer still reads.
+``contiguous``
+    The longest context is reserved for every request, as llama.cpp and static batches do.
+``paged``
+    Blocks of tokens, as vLLM allocates them. A request's last block is not full. A windowed layer
+    holds the window and the tokens of one step, in whole blocks and one more, because a window
+    need not begin where a block does. Where layers of several kinds share a pool, all blocks have
+    one size, and every kind is cut into groups of as many layers, the last one filled up:
+
+    .. math:: \text{paged} = \text{ideal} + \text{last-block waste} + \text{window slack}
+              + \text{group padding}
+
+Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_utils.py``
+(``SlidingWindowSpec.max_memory_usage_bytes``, ``unify_kv_cache_spec_page_size``,
+``_get_kv_cache_groups_uniform_page_size``, ``get_max_concurrency_for_kv_cache_config``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+import attrs
+
+from llmcalc import memory
+from llmcalc.boundary import choice, whole_number
+from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
+from llmcalc.formats import Format
+from llmcalc.layouts import Layout
+from llmcalc.serving.engines import Profile, profile
+from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
+from llmcalc.units import Bytes, format_integer, format_quantity
+
+__all__ = ["Allocation", "CacheGroup", "Policy", "allocate", "policies"]
+
+#: The names of the policies.
+Policy: TypeAlias = Literal["ideal", "contiguous", "paged"]
+
+POLICIES: Final = ("ideal", "contiguous", "paged")
+
+#: How a kind of layer holds tokens: all, a window of them, a chunk, one slot for several, a state.
+_Sort: TypeAlias = Literal["full", "window", "chunk", "compressed", "state"]
+
+#: A context at which every span but a remainder has slots.
+_LONG: Final = 2**40 - 1
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class CacheGroup(Described):
+    """Layers of one kind that share a block table; there are `count` such groups.
+
+    Each group has a block for every `block_tokens` tokens (`None`: one a request), of
+    `page_bytes` a layer. `layers` of the kind's layers are real; the groups have room for
+    ``count x layers_per_group``.
+    """
+
+    label: str
+    layers: int
+    layers_per_group: int
+    count: int
+    block_tokens: int | None
+    page_bytes: int
+    blocks: int
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Allocation(Described):
+    """What one request of `context` tokens takes under a policy, and what a pool then holds.
+
+    `bytes` is the working. Under ``paged``, `block_bytes` is what one block takes of the pool,
+    `blocks` how many a request needs, and `groups` how layers are grouped; under the others a
+    pool has no blocks (`None`). Each of `shards` ranks holds its share of the slots.
+    """
+
+    policy: str
+    context: int
+    bytes: Breakdown[Bytes]
+    block_bytes: int | None = None
+    blocks: int | None = None
+    groups: tuple[CacheGroup, ...] = ()
+    tokens_of_blocks: bool = True
+    shards: int = 1
+
+    @property
+    def request_bytes(self) -> int:
+        """What a request takes, in bytes."""
+        return self.bytes.total
+
+    def pool_blocks(self, pool_bytes: int) -> int | None:
+        """Return the blocks of a pool; `None` where there are none, or nothing is held."""
+        pool = _pool(pool_bytes)
+        return pool // self.block_bytes if self.block_bytes else None
+
+    def concurrency(self, pool_bytes: int) -> float | None:
+        """Return how many such requests the pool holds, as a fraction, as engines print it.
+
+        `None` where requests hold nothing.
+        """
+        pool = _pool(pool_bytes)
+        if self.block_bytes and self.blocks:
+            return pool // self.block_bytes / self.blocks
+        return pool / self.request_bytes if self.request_bytes else None
+
+    def requests(self, pool_bytes: int) -> int | None:
+        """Return how many whole requests the pool holds; `None` where they hold nothing."""
+        pool = _pool(pool_bytes)
+        if self.block_bytes and self.blocks:
+            return pool // self.block_bytes // self.blocks
+        return pool // self.request_bytes if self.request_bytes else None
+
+    def tokens(self, pool_bytes: int) -> int | None:
+        """Return the tokens that the pool holds, as the engine's version counts them.
+
+        Blocks of one group x their tokens, or, from vLLM 0.21 on, the requests of this context
+        that fit x the context, which differs where layers keep windows. `None` where nothing is
+        held.
+        """
+        pool = _pool(pool_bytes)
+        sizes = [group.block_tokens for group in self.groups if group.block_tokens is not None]
+        if self.block_bytes and self.tokens_of_blocks and sizes:
+            tables = sum(group.count for group in self.groups)
+            return pool // self.block_bytes // tables * min(sizes) * self.shards
+        if self.block_bytes and self.blocks:
+            return pool // self.block_bytes * self.context // self.blocks
+        return pool * self.context // self.request_bytes if self.request_bytes else None
+
+    def explain(self) -> str:
+        """Return the working: the bytes of a request, its blocks and their groups."""
+        lines = [self.bytes.explain()]
+        for group in self.groups:
+            a_block = "a request" if group.block_tokens is None else f"{group.block_tokens} tokens"
+            lines.append(
+                f"{group.label}: {group.layers} layers in {group.count} x "
+                f"{group.layers_per_group}, a block for {a_block}, "
+                f"{format_integer(group.page_bytes)} B a layer: "
+                f"{format_integer(group.blocks)} blocks a request and group"
+            )
+        if self.block_bytes and self.blocks:
+            lines.append(
+                f"{format_integer(self.blocks)} blocks x {format_integer(self.block_bytes)} B "
+                f"= {format_quantity(self.request_bytes, Bytes)} a request"
+            )
+        return "\n".join(lines)
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class _Kind(Described):
+    """Layers that hold tokens in the same way: `slot_bytes` for each slot of one layer."""
+
+    label: str
+    sort: _Sort
+    size: int
+    slot_bytes: int
+    layers: int
+
+    @property
+    def alike(self) -> tuple[_Sort, int]:
+        """What decides whether layers can share a block table."""
+        return self.sort, self.size
+
+
+def allocate(
+    spec: ModelSpec,
+    *,
+    context: int,
+    kv: str | Format,
+    policy: Policy = "paged",
+    engine: str | Profile = "vllm-0.19",
+    block_tokens: int | None = None,
+    batched_tokens: int | None = None,
+    max_context: int | None = None,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: int = 1,
+    layout: Layout | None = None,
+    rank: int | None = None,
+) -> Allocation:
+    """Return what a request of `context` tokens takes on a device under `policy`.
+
+    `engine` is a profile's name or a `Profile`, which gives the size of a block, the tokens of a
+    step (`batched_tokens`: a windowed layer holds them beside its window) and whether layers of
+    several kinds are grouped; only ``paged`` reads it. `max_context` is what ``contiguous``
+    reserves, by default `context`. The other arguments are those of
+    `llmcalc.memory.kv_cache_bytes`; without a `rank`, a layout's figures are those of the rank that
+    holds most.
+
+    >>> from llmcalc import GiB, load_model, serving
+    >>> gemma = load_model("google/gemma-2-9b")
+    >>> request = serving.allocate(gemma, context=8192, kv="bf16")
+    >>> request.blocks, round(request.concurrency(54 * GiB), 2)
+    (1025, 20.55)
+    >>> dict(request.bytes.by())
+    {'ideal': 2113929216, 'last-block waste': 0, 'window slack': 707395584}
+    """
+    choice(policy, "policy", POLICIES)
+    tokens = whole_number(context, "context")
+
+    def held(slots: int) -> Breakdown[Bytes]:
+        return memory.kv_cache_bytes(
+            spec,
+            context=slots,
+            kv=kv,
+            state=state,
+            index=index,
+            tensor_parallel=tensor_parallel,
+            layout=layout,
+            rank=rank,
+        )
+
+    ideal = held(tokens)
+    leaves = [Term(("ideal", *term.path), term.factors) for term in ideal.terms]
+    title = f"Cache of a request, {policy}"
+    if policy == "ideal":
+        return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
+    if policy == "contiguous":
+        reserved = tokens if max_context is None else whole_number(max_context, "max_context")
+        if reserved < tokens:
+            raise InvalidValueError("max_context", reserved, f"must reach context ({tokens})")
+        longest = held(reserved)
+        leaves += [
+            Term(("reserved", *whole.path), ((whole.value - part.value, "bytes"),))
+            for whole, part in zip(longest.terms, ideal.terms, strict=True)
+        ]
+        return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
+    known = profile(engine)
+    block = known.block_tokens if block_tokens is None else block_tokens
+    step = known.batched_tokens if batched_tokens is None else batched_tokens
+    shards = 1 if layout is None else layout.decode_context_parallel
+    kinds = _kinds(spec, held(_LONG * shards))
+    plan = _Plan(
+        context=-(-tokens // shards),
+        block_tokens=whole_number(block, "block_tokens", minimum=1),
+        batched_tokens=whole_number(step, "batched_tokens", minimum=1),
+        profile=known,
+    )
+    block_bytes, blocks, groups, extra = plan.lay_out(kinds)
+    return Allocation(
+        policy=policy,
+        context=tokens,
+        bytes=Breakdown(Bytes, title, [*leaves, *extra]),
+        block_bytes=block_bytes,
+        blocks=blocks,
+        groups=groups,
+        tokens_of_blocks=known.tokens_of_blocks,
+        shards=shards,
+    )
+
+
+def policies(
+    spec: ModelSpec,
+    *,
+    context: int,
+    kv: str | Format,
+    engine: str | Profile = "vllm-0.19",
+    block_tokens: int | None = None,
+    batched_tokens: int | None = None,
+    max_context: int | None = None,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: int = 1,
+    layout: Layout | None = None,
+    rank: int | None = None,
+) -> dict[str, Allocation]:
+    """Return what a request takes under each policy, by the policy's name; see `allocate`.
+
+    >>> from llmcalc import GiB, load_model, serving
+    >>> llama = load_model("meta-llama/Llama-3.1-8B")
+    >>> for name, request in serving.policies(
+    ...     llama, context=1000, kv="bf16", max_context=8192
+    ... ).items():
+    ...     print(name, request.request_bytes, request.requests(40 * GiB))
+    ideal 131072000 327
+    contiguous 1073741824 40
+    paged 132120576 325
+    """
+    return {
+        name: allocate(
+            spec,
+            context=context,
+            kv=kv,
+            policy=name,
+            engine=engine,
+            block_tokens=block_tokens,
+            batched_tokens=batched_tokens,
+            max_context=max_context,
+            state=state,
+            index=index,
+            tensor_parallel=tensor_parallel,
+            layout=layout,
+            rank=rank,
+        )
+        for name in POLICIES
+    }
+
+
+def _pool(pool_bytes: int) -> int:
+    return whole_number(pool_bytes, "pool_bytes")
+
+
+def _kinds(spec: ModelSpec, long: Breakdown[Bytes]) -> list[_Kind]:
+    """Give the kinds of layers in the order in which they appear; `long` is a long request's."""
+    caches = {entry.name: cache for entry, cache in spec.ledger.caches}
+    found: dict[tuple[str, str, str, _Sort, int], tuple[int, int]] = {}
+    for term in long.terms:
+        cache = caches[term.path]
+        span = cache.span
+        sort, size = _sort(span)
+        layers, slots = 1, 1
+        for value, name in term.factors:
+            if name in {"layers", "uses"}:
+                layers *= value
+            elif name.startswith(span.slot_name):
+                slots = value
+        one = term.value // (slots * layers) if slots else 0
+        if isinstance(span, Remainder):
+            one *= span.size - 1
+        purpose = "index" if cache.role == "index" else "state" if sort == "state" else "kv"
+        key = (term.path[0], term.path[1], purpose, sort, size)
+        bytes_so_far, _ = found.get(key, (0, layers))
+        found[key] = bytes_so_far + one, layers
+    merged: dict[tuple[_Sort, int, int], _Kind] = {}
+    for (_, _, _, sort, size), (slot_bytes, layers) in found.items():
+        alike = merged.get((sort, size, slot_bytes))
+        merged[sort, size, slot_bytes] = _Kind(
+            label=_name(sort, size) if alike is None else alike.label,
+            sort=sort,
+            size=size,
+            slot_bytes=slot_bytes,
+            layers=layers + (0 if alike is None else alike.layers),
+        )
+    return [kind for kind in merged.values() if kind.slot_bytes and kind.layers]
+
+
+def _sort(span: Span) -> tuple[_Sort, int]:
+    """Return how a span's slots are held, and its window, chunk or ratio."""
+    match span:
+        case Window():
+            return "window", span.size
+        case Chunk():
+            return "chunk", span.size
+        case Compressed():
+            return "compressed", span.ratio
+        case Constant() | Remainder():
+            return "state", 0
+        case _:
+            return "full", 0
+
+
+def _name(sort: _Sort, size: int) -> str:
+    return sort if sort in {"full", "state"} else f"{sort} {size}"
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class _Plan(Described):
+    """How an engine lays out the kinds of layers for requests of `context` tokens."""
+
+    context: int
+    block_tokens: int
+    batched_tokens: int
+    profile: Profile
+
+    def lay_out(
+        self, kinds: list[_Kind]
+    ) -> tuple[int | None, int | None, tuple[CacheGroup, ...], list[Term[int]]]:
+        """Return what a block takes, the blocks of a request, the groups, and what is wasted."""
+        if not kinds:
+            return None, None, (), []
+        if len({kind.alike for kind in kinds}) == 1:
+            return self._uniform(kinds)
+        if self.profile.cache_groups == "none" and not any(k.sort == "state" for k in kinds):
+            return self._uniform(kinds)
+        blocks = self._blocks(kinds)
+        pages = [self._page(kind, tokens) for kind, tokens in zip(kinds, blocks, strict=True)]
+        page = max(pages)
+        for number, kind in enumerate(kinds):
+            if kind.sort != "state" and page % pages[number] == 0:
+                blocks[number] *= page // pages[number]
+            elif kind.sort != "state" and not self.profile.pads_pages:
+                return self._uniform(kinds)
+        return self._grouped(kinds, blocks, page)
+
+    def _blocks(self, kinds: list[_Kind]) -> list[int]:
+        """Return the tokens of each kind's block.
+
+        Where there are states, an attention block is so large that its page reaches a state's.
+        """
+        tokens = self.block_tokens
+        states = [kind.slot_bytes for kind in kinds if kind.sort == "state"]
+        slots = [kind.slot_bytes for kind in kinds if kind.sort == "full"]
+        if states and slots:
+            step = self.profile.state_block_step
+            tokens = max(tokens, step * -(-max(states) // (step * min(slots))))
+        return [tokens] * len(kinds)
+
+    @staticmethod
+    def _page(kind: _Kind, tokens: int) -> int:
+        if kind.sort == "state":
+            return kind.slot_bytes
+        if kind.sort == "compressed":
+            return max(1, tokens // kind.size) * kind.slot_bytes
+        return tokens * kind.slot_bytes
+
+    def _held(self, kind: _Kind, tokens: int, *, whole: bool) -> tuple[int, int, int]:
+        """Return the slots that are needed, those that are held, and the blocks for them.
+
+        With `whole`, a window is not dropped: all layers share one block table.
+        """
+        context = self.context
+        if kind.sort == "state":
+            return 1, 1, 1
+        if kind.sort == "compressed":
+            needed = context // kind.size
+            return needed, needed, -(-context // tokens)
+        needed = context if kind.sort == "full" else min(kind.size, context)
+        held = context
+        if kind.sort == "window" and not whole:
+            held = min(kind.size - 1 + self.batched_tokens, context)
+        elif kind.sort == "chunk" and not whole:
+            held = min(kind.size + self.batched_tokens, context)
+        blocks = -(-held // tokens)
+        if kind.sort == "window" and not whole and context:
+            blocks += 1
+        return needed, held, blocks
+
+    def _wasted(
+        self, kind: _Kind, tokens: int, *, whole: bool, each: Iterable[Factor] = ()
+    ) -> list[Term[int]]:
+        """Return what the blocks of one kind hold beyond what is needed."""
+        if kind.sort == "state":
+            return []
+        needed, held, blocks = self._held(kind, tokens, whole=whole)
+        size = max(1, tokens // kind.size) if kind.sort == "compressed" else tokens
+        filled = -(-held // size)
+        layers: tuple[Factor, ...] = (
+            (kind.layers, "layers"),
+            (kind.slot_bytes, "bytes"),
+            *each,
+        )
+        wasted = [
+            Term(
+                ("last-block waste", kind.label),
+                ((filled * size - held, "tokens"), *layers),
+            )
+        ]
+        slack = held - needed + (blocks - filled) * size
+        if kind.sort in {"window", "chunk"} or slack:
+            wasted.append(Term(("window slack", kind.label), ((slack, "tokens"), *layers)))
+        return wasted
+
+    def _uniform(
+        self, kinds: list[_Kind]
+    ) -> tuple[int, int, tuple[CacheGroup, ...], list[Term[int]]]:
+        """Lay out layers that all share one block table."""
+        tokens = self.block_tokens
+        whole = len({kind.alike for kind in kinds}) > 1
+        block_bytes = sum(kind.layers * self._page(kind, tokens) for kind in kinds)
+        _, _, blocks = self._held(kinds[0], tokens, whole=whole)
+        for kind in kinds:
+            blocks = max(blocks, self._held(kind, tokens, whole=whole)[2])
+        groups = tuple(
+            CacheGroup(
+                label=kind.label,
+                layers=kind.layers,
+                layers_per_group=kind.layers,
+                count=int(not number),  # one block table for all
+                block_tokens=None if kind.sort == "state" else tokens,
+                page_bytes=self._page(kind, tokens),
+                blocks=blocks,
+            )
+            for number, kind in enumerate(kinds)
+        )
+        wasted = [term for kind in kinds for term in self._wasted(kind, tokens, whole=whole)]
+        return block_bytes, blocks, groups, wasted
+
+    def _grouped(
+        self, kinds: list[_Kind], blocks: list[int], page: int
+    ) -> tuple[int, int, tuple[CacheGroup, ...], list[Term[int]]]:
+        """Lay out groups of as many layers each, whose blocks all have one size."""
+        fewest = min(kind.layers for kind in kinds)
+        most = max(kind.layers for kind in kinds)
+        # Where the kinds are nearly as many, padding the smaller one wastes less than cutting
+        # the larger one.
+        size = most if 2 * most < 3 * fewest else fewest
+        groups: list[CacheGroup] = []
+        wasted: list[Term[int]] = []
+        padding: list[Term[int]] = []
+        for kind, tokens in zip(kinds, blocks, strict=True):
+            _, _, needed = self._held(kind, tokens, whole=False)
+            count = -(-kind.layers // size)
+            groups.append(
+                CacheGroup(
+                    label=kind.label,
+                    layers=kind.layers,
+                    layers_per_group=size,
+                    count=count,
+                    block_tokens=None if kind.sort == "state" else tokens,
+                    page_bytes=page,
+                    blocks=needed,
+                )
+            )
+            wasted += self._wasted(kind, tokens, whole=False)
+            empty = count * size * page - kind.layers * self._page(kind, tokens)
+            if empty:
+                padding.append(
+                    Term(("group padding", kind.label), ((needed, "blocks"), (empty, "bytes")))
+                )
+        total = sum(group.count * group.blocks for group in groups)
+        return size * page, total, tuple(groups), [*wasted, *padding]
