@@ -31,7 +31,7 @@ LAYERS = (
     {"eager", "formats", "layouts"},
     {"huggingface", "memory", "models", "strategies"},
     {"roofline"},
-    {"plots", "serving"},
+    {"planning", "plots", "serving"},
     {"__main__"},
 )
 
