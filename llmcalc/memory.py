@@ -3,7 +3,9 @@ r"""Memory: parameters, weight bytes, KV cache, and what fits on a device.
 Counting:
 
 * `parameters`: parameters of the whole model.
+* `layer_parameters`: parameters of one layer of each kind.
 * `active_parameters`: those that one token passes through.
+* `buffers`: what is stored with the parameters and is none.
 * `weight_bytes`: bytes of the weights on one device.
 * `kv_cache_bytes`: bytes that requests hold between steps on one device.
 
@@ -58,9 +60,11 @@ __all__ = [
     "ContextLimit",
     "Fit",
     "active_parameters",
+    "buffers",
     "fit",
     "gqa_kv_bytes",
     "kv_cache_bytes",
+    "layer_parameters",
     "max_batch_size",
     "max_context",
     "parameters",
@@ -86,12 +90,45 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
       feed_forward_norm.weight  64 embed x 2 layers = 128 parameters
       final_norm.weight         64 embed = 64 parameters
       total 320 parameters
+
+    The sums by group are ``.by()``, those by kind of layer ``.by(1)``, where the first is of what
+    stands outside the layers; `layer_parameters` gives those of one layer.
+
+    >>> dict(memory.parameters(spec).by(1))
+    {'': 12864, 'decoder': 73984}
     """
     terms = [
         Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
         for tensor in spec.ledger.tensors
     ]
     return Breakdown(Params, f"Parameters of {spec.name}", terms)
+
+
+def layer_parameters(spec: ModelSpec) -> Breakdown[Params]:
+    r"""Return the parameters of one layer of each kind.
+
+    .. math:: P = P_\text{outside} + \sum_{\text{kinds}} \text{layers} \cdot P_\text{layer}
+
+    The kinds are the labels in `ModelSpec.layers`, which also says where they stand; ``.by(1)``
+    gives the sum of each. Weights that several layers share belong to none of them.
+
+    >>> from llmcalc import load_model, memory
+    >>> gemma = load_model("gemma-2-9b")
+    >>> [(run.label, run.count) for run in gemma.layers[:3]]
+    [('window', 1), ('decoder', 1), ('window', 1)]
+    >>> dict(memory.layer_parameters(gemma).by(1))
+    {'window': 198195200, 'decoder': 198195200}
+    >>> memory.parameters(gemma).total == (
+    ...     memory.parameters(gemma).by(1)[""] + 21 * 198195200 + 21 * 198195200
+    ... )
+    True
+    """
+    terms = [
+        Term(tensor.path, tensor.row_factors + tensor.column_factors)
+        for tensor in spec.ledger.tensors
+        if tensor.times
+    ]
+    return Breakdown(Params, f"Parameters of one layer of each kind of {spec.name}", terms)
 
 
 def active_parameters(spec: ModelSpec) -> Breakdown[Params]:
@@ -119,6 +156,32 @@ def active_parameters(spec: ModelSpec) -> Breakdown[Params]:
         for tensor in spec.ledger.tensors
     ]
     return Breakdown(Params, f"Active parameters of {spec.name}", terms)
+
+
+def buffers(spec: ModelSpec) -> Breakdown[Params]:
+    r"""Return the elements that are stored with the parameters without being any.
+
+    No gradient changes them: offsets of experts' scores that training sets by their load, tables
+    of the experts of each token, one factor of a layer's result, constants of an activation, and
+    the decays of lightning attention. These are the persistent buffers of transformers' modules,
+    what their ``state_dict`` has more than the parameters. `parameters`, `active_parameters` and
+    `weight_bytes` leave them out, as model cards do; checkpoints hold them, so that the elements
+    of all tensors in their files, which the Hugging Face hub shows, count them too.
+
+    >>> from llmcalc import load_model, memory
+    >>> deepseek = load_model("deepseek-v3")
+    >>> print(memory.buffers(deepseek).explain())
+    Buffers of deepseek-ai/DeepSeek-V3
+      router_balance  256 experts x 58 layers = 14 848 parameters
+      total 14 848 parameters
+    >>> memory.parameters(deepseek).total + memory.buffers(deepseek).total
+    671026419200
+    """
+    terms = [
+        Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
+        for tensor in spec.ledger.buffers
+    ]
+    return Breakdown(Params, f"Buffers of {spec.name}", terms)
 
 
 def weight_bytes(
@@ -349,7 +412,7 @@ def _cache_bytes(
     held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
 ) -> Breakdown[Bytes, Any]:
     """Return what the rank holds, or of several the one that holds most, element by element."""
-    pieces = cache_pieces(spec, context, elements, ranks[0], held)
+    pieces = _cache_pieces(spec, context, elements, ranks[0], held)
     return _held_bytes(pieces, batch, ranks)
 
 
@@ -376,7 +439,7 @@ def _held_bytes(
 _CachePiece: TypeAlias = tuple[Entry, tuple[Factor, ...], Factor]
 
 
-def cache_pieces(
+def _cache_pieces(
     spec: ModelSpec,
     context: Any,
     elements: Mapping[CacheRole, Format],
@@ -594,7 +657,7 @@ def fit(
     number = whole_number(batch, "batch")
     stages: tuple[tuple[int, int], ...] = ()
     held = Weights(spec, storage, ranks[0])
-    pieces = cache_pieces(spec, tokens, elements, ranks[0])
+    pieces = _cache_pieces(spec, tokens, elements, ranks[0])
     rank = ranks[0]
     if len(ranks) > 1:
         totals = [held.total(rank.stage) for rank in ranks]
@@ -729,7 +792,7 @@ def _max_batch_sizes(
 
     def fold(device_memory: Any, context: Any) -> tuple[list[Any], list[Any]]:
         left = [device_memory - total for total in totals]
-        return left, request_totals(cache_pieces(spec, context, elements, ranks[0]), ranks)
+        return left, request_totals(_cache_pieces(spec, context, elements, ranks[0]), ranks)
 
     replicas = ranks[0].layout.data_parallel
 
@@ -862,7 +925,7 @@ def max_context(
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:
-            requests = request_totals(cache_pieces(spec, tokens, elements, ranks[0]), ranks)
+            requests = request_totals(_cache_pieces(spec, tokens, elements, ranks[0]), ranks)
             return all(
                 total + ranks[0].requests(batch) * request <= device_memory
                 for total, request in zip(totals, requests, strict=True)

@@ -31,6 +31,7 @@ from llmcalc.spec.model import Beside, Block, Layer, ModelSpec
 from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.per_layer import (
+    LayerFactor,
     LowRank,
     PerLayerEmbedding,
     PerLayerInput,
@@ -186,6 +187,7 @@ def gemma4(config: Config, name: str) -> ModelSpec:
         ]
         if width:
             blocks.append(_own_input(config, width, norm))
+        blocks.append(Block(part=LayerFactor()))
         return Layer(blocks=tuple(blocks))
 
     keys = zip(kinds, _shared(config, kinds), _gemma4_heads(config, kinds), strict=True)

@@ -103,12 +103,14 @@ def experts(
     shared_count: str | None = None,
     shared_bias: bool = False,
     bias: bool = False,
+    balanced: bool = False,
     **options: Any,
 ) -> Experts:
     """Compose a mixture of experts; `number`, `inner`, `top_k`, `shared_count` are fields.
 
-    Shared experts that a field counts are one feed-forward of all their widths. `options` are
-    further ones of `Experts`.
+    Shared experts that a field counts are one feed-forward of all their widths. In a `balanced`
+    mixture each expert's score has an offset in a buffer (``e_score_correction_bias``). `options`
+    are further ones of `Experts`.
     """
     width = config.required_size(inner)
     expert = feed_forward(config, inner_dim=width, bias=bias)
@@ -117,6 +119,9 @@ def experts(
         options["shared"] = feed_forward(config, inner_dim=width * count, bias=shared_bias)
     elif shared_bias:
         options["output_bias"] = True  # of a shared expert without width
+    if balanced:
+        idle = options.get("no_op_experts") or 0
+        options.setdefault("balanced_choices", config.required_size(number) + idle)
     return Experts(
         num_experts=config.required_size(number),
         experts_per_token=config.required_size(top_k),
@@ -131,7 +136,7 @@ def mixture(
     routed: Callable[[], Experts],
     *,
     sparse: Iterable[bool] | None = None,
-    dense: Callable[[], FeedForward] | None = None,
+    dense: Callable[[], Part] | None = None,
     kinds: Iterable[str] | None = None,
     mixer: Callable[[str], Part],
     norm: Norm | None = None,
@@ -147,7 +152,7 @@ def mixture(
     """
     norm = norm or rms_norm(config)
     layers = config.num_layers()
-    make_dense = dense or (lambda: feed_forward(config))
+    make_dense: Callable[[], Part] = dense or (lambda: feed_forward(config))
 
     def make(pair: tuple[str, bool]) -> Layer:
         kind, has_experts = pair
@@ -317,7 +322,7 @@ def minimax_m2(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "num_local_experts", "intermediate_size"),
+        lambda: experts(config, "num_local_experts", "intermediate_size", balanced=True),
         mixer=lambda _: _attention(
             config,
             positions=rotary(config, fraction=1.0),
@@ -471,7 +476,7 @@ def glm4_moe(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts", balanced=True),
         sparse=dense_first(config),
         mixer=lambda _: _attention(
             config,
@@ -487,7 +492,7 @@ def solar_open(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts", balanced=True),
         mixer=lambda _: _attention(
             config,
             positions=rotary(config, fraction=1.0),
@@ -505,7 +510,7 @@ def dots1(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts"),
+        lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts", balanced=True),
         sparse=dense_first(config),
         kinds=window_kinds(
             config,
@@ -530,7 +535,7 @@ def exaone_moe(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "num_experts", shared_count="num_shared_experts"),
+        lambda: experts(config, "num_experts", shared_count="num_shared_experts", balanced=True),
         sparse=mlp_kinds(config, "first_k_dense_replace"),
         kinds=window_kinds(
             config, lambda index: (index + 1) % config.size("sliding_window_pattern") != 0
@@ -554,7 +559,7 @@ def hy_v3(config: Config, name: str) -> ModelSpec:
         bias = config.flag("mlp_bias")
         width = config.required_size("moe_intermediate_size") * config.count("num_shared_experts")
         shared = feed_forward(config, inner_dim=width or None, bias=bias)
-        return experts(config, "num_experts", shared=shared)
+        return experts(config, "num_experts", shared=shared, balanced=True)
 
     return mixture(
         config,
@@ -593,7 +598,7 @@ def mimo_v2_flash(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "n_routed_experts"),
+        lambda: experts(config, "n_routed_experts", balanced=True),
         sparse=mlp_kinds(config, 1),
         kinds=window_kinds(config, lambda index: index > 0 and (index + 1) % 6 != 0),
         mixer=mixer,
@@ -919,6 +924,7 @@ def kolibri1(config: Config, name: str) -> ModelSpec:
             config,
             "num_experts",
             shared=feed_forward(config, "shared_expert_intermediate_size"),
+            balanced=True,
         ),
         kinds=window_kinds(config, lambda index: (index + 1) % 5 != 0),
         mixer=lambda kind: _attention(
@@ -1031,6 +1037,7 @@ def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
                 config,
                 "num_local_experts",
                 "intermediate_size",
+                balanced=True,
                 shared=FeedForward(
                     inner_dim=config.size("shared_intermediate_size"),
                     gated=True,
@@ -1077,7 +1084,7 @@ def beam(config: Config, name: str) -> ModelSpec:
     return mixture(
         config,
         name,
-        lambda: experts(config, "num_experts"),
+        lambda: experts(config, "num_experts", balanced=True),
         sparse=mlp_kinds(config, 3),
         kinds=window_kinds(config, lambda index: (index + 1) % 6 != 0 and index != last),
         mixer=mixer,
@@ -1116,7 +1123,7 @@ def inkling2_text(config: Config, name: str) -> ModelSpec:
     kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding"))
     if kinds is None:
         kinds = ["hybrid" if (i + 1) % 6 == 0 else "hybrid_sliding" for i in range(layers)]
-    routed = always_silu(experts(config, "n_routed_experts"))
+    routed = always_silu(experts(config, "n_routed_experts", balanced=True))
 
     def make(plan: tuple[str, bool]) -> Layer:
         kind, is_first = plan
@@ -1186,6 +1193,7 @@ def inkling_text(config: Config, name: str) -> ModelSpec:
             shared_count="n_shared_experts",
             more_choices=config.count("n_shared_experts") or None,
             router_factor=True,
+            balanced=True,
         ),
         dense=lambda: attrs.evolve(feed_forward(config, inner), factor=True),
         sparse=mlp_kinds(config, config.integer("dense_mlp_idx", 0)),
@@ -1206,7 +1214,8 @@ def zaya(config: Config, name: str) -> ModelSpec:
     layers, norm = config.num_layers(), rms_norm(config)
     kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding")) or ["hybrid"] * layers
     window = window_span(config)
-    routed = experts(config, "num_experts", more_choices=1)
+    balanced = config.required_size("num_experts") + 1
+    routed = experts(config, "num_experts", more_choices=1, balanced_choices=balanced)
 
     def make(plan: tuple[str, bool]) -> Layer:
         kind, carries = plan

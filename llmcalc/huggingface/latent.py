@@ -79,7 +79,8 @@ def latent_attention(
 
 
 def _routed(config: Config, **options: Any) -> Experts:
-    """Compose the experts of DeepSeek's fields."""
+    """Compose the experts of DeepSeek's fields, from version 3 on."""
+    options = {"balanced": True, **options}
     return experts(config, "n_routed_experts", shared_count="n_shared_experts", **options)
 
 
@@ -98,6 +99,7 @@ def deepseek_v2(config: Config, name: str) -> ModelSpec:
             config,
             top_k="n_routed_experts" if unknown else "num_experts_per_tok",
             shared_bias=bias,
+            balanced=False,
         ),
         sparse=dense_first(config),
         dense=lambda: feed_forward(config, bias=bias),
@@ -241,6 +243,7 @@ def longcat_flash(config: Config, name: str) -> ModelSpec:
         "expert_ffn_hidden_size",
         top_k="moe_topk",
         no_op_experts=idle or None,
+        balanced=True,
         router_bias=config.given("router_bias") is not None and config.flag("router_bias"),
     )
     halves = (
@@ -397,7 +400,7 @@ def dots3_note_text(config: Config, name: str) -> ModelSpec:
             rope_norm=norm,
             output_gate="head",
         )
-        routed = experts(config, "n_routed_experts", shared=shared)
+        routed = experts(config, "n_routed_experts", shared=shared, balanced=True)
         return pre_norm(norm, mixer, routed if has_experts else feed_forward(config))
 
     plans = zip(kinds, _dots3_sparse(config), own, strict=True)
@@ -461,9 +464,10 @@ _HEAVY: Final = "heavily_compressed_attention"
 def deepseek_v4(config: Config, name: str) -> ModelSpec:
     """Read a DeepSeek V4: windows and compressed positions, hyper-connections.
 
-    Source: ``models/deepseek_v4/configuration_deepseek_v4.py``, ``modeling_deepseek_v4.py``.
+    The first layers look up the experts of a token in a table
+    (``models/deepseek_v4/configuration_deepseek_v4.py``, ``modeling_deepseek_v4.py``).
     """
-    config.pass_over("qk_rope_head_dim", "num_hash_layers", "expert_dtype", "rope_scaling")
+    config.pass_over("qk_rope_head_dim", "expert_dtype", "rope_scaling")
     layers, streams, norm = config.num_layers(), config.size("hc_mult"), rms_norm(config)
     rates = _compress_rates(config)
 
@@ -492,10 +496,13 @@ def deepseek_v4(config: Config, name: str) -> ModelSpec:
     shared = feed_forward(
         config, inner_dim=config.size("moe_intermediate_size"), bias=config.flag("mlp_bias")
     )
+    tokens = config.required_size("vocab_size")
     return mixture(
         config,
         name,
-        lambda: experts(config, "n_routed_experts", shared=shared),
+        lambda: experts(config, "n_routed_experts", shared=shared, balanced=True),
+        dense=lambda: experts(config, "n_routed_experts", shared=shared, token_rows=tokens),
+        sparse=_routed_by_score(config, layers),
         kinds=_compressed_kinds(config, layers),
         mixer=mixer,
         layer=lambda norm, mixer, inner: _hyper_layer(norm, mixer, inner, streams, combines=True),
@@ -517,6 +524,24 @@ def _compress_rates(config: Config) -> dict[str, int]:
             )
         rates[kind] = rate
     return rates
+
+
+def _routed_by_score(config: Config, layers: int) -> list[bool]:
+    """Return which layers have a router's scores; the others look the experts of a token up."""
+    kinds: Any = config.get("mlp_layer_types")
+    first: Any = config.given("num_hash_layers")
+    if kinds is None:
+        first = 3 if first is None else config.count("num_hash_layers")
+        return [index >= first for index in range(layers)]
+    known = ("hash_moe", "moe")
+    if not isinstance(kinds, list | tuple) or len(kinds) < layers:
+        raise InvalidValueError(
+            "mlp_layer_types", kinds, f"must list the kind of all {layers} layers"
+        )
+    for kind in kinds[:layers]:
+        if kind not in known:
+            raise InvalidValueError("mlp_layer_types", kind, f"must be one of {', '.join(known)}")
+    return [kind == "moe" for kind in kinds[:layers]]
 
 
 def _compressed_kinds(config: Config, layers: int) -> list[str]:

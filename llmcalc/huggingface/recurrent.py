@@ -248,6 +248,7 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
             norm,
             Experts(
                 num_experts=config.size("n_routed_experts"),
+                balanced_choices=config.size("n_routed_experts"),
                 experts_per_token=config.size("num_experts_per_tok"),
                 expert=plain("moe_intermediate_size"),
                 shared=plain("moe_shared_expert_intermediate_size", bias=mlp_bias),
@@ -572,6 +573,7 @@ def _kimi(
                 "num_experts",
                 top_k="num_experts_per_token",
                 shared_count="num_shared_experts",
+                balanced=True,
             )
         return pre_norm(norm, delta if mixer == LINEAR else latent, inner)
 
@@ -739,8 +741,10 @@ def _lfm2(
         inner: Part = FeedForward(inner_dim=inner_dim, gated=True, activation="silu")
         if has_experts:
             width = config.required_size("moe_intermediate_size")
+            number = config.required_size("num_experts")
             inner = Experts(
-                num_experts=config.required_size("num_experts"),
+                num_experts=number,
+                balanced_choices=number if config.flag("use_expert_bias") else None,
                 experts_per_token=config.required_size("num_experts_per_tok"),
                 expert=FeedForward(inner_dim=width, gated=True, activation="silu"),
             )

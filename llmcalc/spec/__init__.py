@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llmcalc.spec.parallel import ParallelBlock
     from llmcalc.spec.parts import Embedding, Head, Norm
     from llmcalc.spec.per_layer import (
+        LayerFactor,
         LowRank,
         PerLayerEmbedding,
         PerLayerInput,
@@ -92,6 +93,7 @@ __all__ = [
     "Item",
     "LatentAttention",
     "Layer",
+    "LayerFactor",
     "LayerRun",
     "Ledger",
     "Linear",
@@ -204,6 +206,7 @@ __getattr__, __dir__ = exports(
             "Norm",
         ),
         "per_layer": (
+            "LayerFactor",
             "LowRank",
             "PerLayerEmbedding",
             "PerLayerInput",

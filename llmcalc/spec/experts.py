@@ -60,6 +60,9 @@ class Experts:
     `no_op_experts` are further ones that the router may pick and that pass their input on, so
     that `experts_per_token` is the most that a token meets of the others. Transformers stores
     gate and up matrices for them, which nothing reads.
+    `balanced_choices` are those of the router whose scores have an offset that training sets by
+    the experts' load, and by no gradient: a buffer. With `token_rows` the experts of each token
+    are listed instead, in a buffer with a row for each of so many tokens.
     With `latent_dim` the routed experts work on that many elements, to and from which two
     matrices bring all tokens. `dense_in_transformers` says that transformers computes every
     expert for every token.
@@ -85,6 +88,10 @@ class Experts:
     shared_gate: bool = attrs.field(default=False, validator=flag)
     router_bias: bool = attrs.field(default=False, validator=flag)
     router_correction: bool = attrs.field(default=False, validator=flag)
+    balanced_choices: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(size)
+    )
+    token_rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     no_op_experts: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     more_choices: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     router_factor: bool = attrs.field(default=False, validator=flag)
@@ -149,6 +156,12 @@ class Experts:
             yield Scale(name="router_scale", axes=(embed,))
         if self.router_correction:
             yield Scale(name="router_correction", axes=(choices,))
+        if self.balanced_choices is not None:
+            balanced = Axis("experts", self.balanced_choices)
+            yield Scale(name="router_balance", axes=(balanced,), buffer=True)
+        if self.token_rows is not None:
+            rows, chosen = Axis("vocab", self.token_rows), Axis("chosen", self.experts_per_token)
+            yield Table(name="token_experts", rows=rows, row=(chosen,), buffer=True)
 
     def _unread(self, embed: Axis, number: int) -> Iterator[Item]:
         """Emit the matrices of the no-op experts, of which as large a share counts as active."""

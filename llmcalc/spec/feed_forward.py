@@ -21,20 +21,25 @@ from llmcalc.spec.parts import Norm
 __all__ = ["Activation", "FeedForward", "HeadTransform"]
 
 #: The nonlinearity. ``"gelu_tanh"`` is GELU's tanh approximation. Only two have parameters:
-#: ``"xielu"`` two and ``"prelu"`` one, each for the whole part.
+#: ``"xielu"`` two and ``"prelu"`` one, each for the whole part; ``"xielu"`` also has two constants.
 Activation: TypeAlias = Literal[
     "relu", "silu", "gelu", "gelu_tanh", "relu2", "relu6", "quick_gelu", "laplace", "leaky_relu",
     "linear", "mish", "prelu", "sigmoid", "softplus_sqrt", "tanh", "hardswish", "xielu",
 ]  # fmt: skip
 
 _ACTIVATION_PARAMETERS: Final = {"xielu": 2, "prelu": 1}
+_ACTIVATION_CONSTANTS: Final = {"xielu": 2}
 
 
 def learned_activation(activation: Activation) -> Iterator[Item]:
-    """Emit the parameters of an activation that has any."""
+    """Emit the parameters of an activation that has any, and the constants stored with them."""
     learned = _ACTIVATION_PARAMETERS.get(activation)
     if learned is not None:
         yield Scale(name="activation", axes=(Axis("activation", learned),))
+    constants = _ACTIVATION_CONSTANTS.get(activation)
+    if constants is not None:
+        axes = (Axis("activation", constants),)
+        yield Scale(name="activation.constants", axes=axes, buffer=True)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

@@ -75,7 +75,8 @@ class Linear(Described):
 class Table(Described):
     """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`.
 
-    `active` is the number of rows that count as active, `None` for all.
+    `active` is the number of rows that count as active, `None` for all. A `buffer` is stored with
+    the parameters, and is none: no gradient changes it.
     """
 
     name: str
@@ -83,15 +84,20 @@ class Table(Described):
     row: Axes
     storage: str | None = None
     active: int | None = None
+    buffer: bool = False
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class Scale(Described):
-    """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`."""
+    """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`.
+
+    A `buffer` is stored with the parameters, and is none, as in `Table`.
+    """
 
     name: str
     axes: Axes
     storage: str | None = None
+    buffer: bool = False
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

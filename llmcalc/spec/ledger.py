@@ -114,8 +114,8 @@ ONE_ROW: tuple[Axes, ...] = ((),)
 class Ledger:
     """The entries of one model; `tensors` are its distinct stored weights.
 
-    `caches` are the caches that a request holds; `cache_reads` also those that a layer reads and
-    another one holds.
+    `buffers` are stored with them and are no parameters. `caches` are the caches that a request
+    holds; `cache_reads` also those that a layer reads and another one holds.
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -129,11 +129,12 @@ class Ledger:
     ('attention', 'decoder', 'q') 2
     """
 
-    __slots__ = ("_weight_reads", "cache_reads", "caches", "entries", "tensors")
+    __slots__ = ("_weight_reads", "buffers", "cache_reads", "caches", "entries", "tensors")
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
-        self.tensors = tuple(_distinct_tensors(self.entries))
+        self.tensors = tuple(_distinct_tensors(tuple(_stored_as(self.entries, buffer=False))))
+        self.buffers = tuple(_distinct_tensors(tuple(_stored_as(self.entries, buffer=True))))
         caches = [(e, e.item) for e in self.entries if isinstance(e.item, Cache)]
         self.caches = tuple((entry, cache) for entry, cache in caches if cache.held)
         self.cache_reads = tuple(caches)
@@ -145,10 +146,18 @@ class Ledger:
         if self._weight_reads is None:
             self._weight_reads = tuple(
                 (entry, _stored(entry, shape, entry.times, (entry.place,)))
-                for entry in self.entries
+                for entry in _stored_as(self.entries, buffer=False)
                 for shape in _shapes(entry.item)
             )
         return self._weight_reads
+
+
+def _stored_as(entries: Iterable[Entry], *, buffer: bool) -> Iterator[Entry]:
+    """Give the entries of the parameters, or those of the buffers."""
+    for entry in entries:
+        item = entry.item
+        if (isinstance(item, Scale | Table) and item.buffer) == buffer:
+            yield entry
 
 
 def _distinct_tensors(entries: tuple[Entry, ...]) -> Iterator[StoredTensor]:

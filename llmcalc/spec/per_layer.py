@@ -5,6 +5,7 @@
 * `Streams`: several hidden states that each layer predicts and corrects (AltUp).
 * `StreamProjections`: how the streams begin and end.
 * `LowRank`: a linear map through a few elements (LAuReL).
+* `LayerFactor`: one factor of a layer's result, which is no parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from llmcalc.spec.items import Item, Linear, Scale, Scan, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.parts import Norm
 
-__all__ = ["LowRank", "PerLayerEmbedding", "PerLayerInput", "StreamProjections", "Streams"]
+__all__ = [
+    "LayerFactor",
+    "LowRank",
+    "PerLayerEmbedding",
+    "PerLayerInput",
+    "StreamProjections",
+    "Streams",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -102,6 +110,26 @@ class LowRank:
         rank = Axis("rank", self.rank)
         yield Linear(name="low_rank_down", into=(embed,), out=((rank,),))
         yield Linear(name="low_rank_up", into=(rank,), out=((embed,),))
+
+
+@attrs.frozen(kw_only=True)
+class LayerFactor:
+    """One factor of a layer's result, kept in a buffer.
+
+    >>> from llmcalc.spec import Axis, LayerFactor
+    >>> [(item.name, item.buffer) for item in LayerFactor().items(Axis("embed", 64))]
+    [('layer_factor', True)]
+    """
+
+    group: ClassVar[str] = "other"
+    label: ClassVar[str] = ""
+
+    def check_width(self, embed_dim: int) -> None:
+        """Every width will do: the result has the width of the input."""
+
+    def items(self, embed: Axis) -> Iterator[Item]:  # noqa: ARG002  # a part's signature
+        """Emit the factor."""
+        yield Scale(name="layer_factor", axes=(Axis("factor", 1),), buffer=True)
 
 
 @attrs.frozen(kw_only=True)

@@ -282,13 +282,13 @@ class LinearAttention(_AnyWidth):
     """Lightning attention: each head sums its key-value products, which decay at a fixed rate.
 
     `norm` normalises the results of all heads as one vector; a gate then weighs them. `chunk` is
-    as in `Mamba2`.
+    as in `Mamba2`. Transformers keeps the rates, and the decays within a chunk, in buffers.
 
     Source: Qin et al., "Lightning Attention-2" (2024); MiniMax, "MiniMax-01" (2025), section 2.2.
 
     >>> from llmcalc.spec import Axis, LinearAttention, Norm
     >>> part = LinearAttention(heads=4, head_dim=16, norm=Norm(kind="rms"), chunk=256)
-    >>> [item.name for item in part.items(Axis("embed", 64))]
+    >>> [item.name for item in part.items(Axis("embed", 64))][:6]
     ['qkv', 'scan', 'state', 'norm.weight', 'gate', 'o']
     """
 
@@ -318,6 +318,10 @@ class LinearAttention(_AnyWidth):
         yield from self.norm.items("norm", inner)
         yield Linear(name="gate", into=(embed,), out=(inner,))
         yield Linear(name="o", into=inner, out=((embed,),))
+        chunk = Axis("chunk", self.chunk)
+        shapes = {"rate": (), "decay.query": (chunk,), "decay.key": (chunk,)}
+        for name, axes in {**shapes, "decay.diagonal": (chunk, chunk)}.items():
+            yield Scale(name=name, axes=(heads, *axes), buffer=True)
 
 
 @attrs.frozen(kw_only=True)
