@@ -4,6 +4,7 @@ A model is described once, by `ModelSpec`; every quantity is a fold over its led
 
 * `llmcalc.memory`: parameters, weight bytes, KV cache, what fits.
 * `llmcalc.roofline`: FLOPs, bytes and arithmetic intensity.
+* `llmcalc.serving`: what engines allocate, and their start-up logs.
 * `llmcalc.plots`: the pictures (extra ``plot``).
 * `llmcalc.models`: executable models in PyTorch (extra ``torch``).
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from llmcalc import (
         breakdown,
         errors,
+        files,
         formats,
         hardware,
         huggingface,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         planning,
         plots,
         roofline,
+        serving,
         spec,
         units,
     )
@@ -55,6 +58,7 @@ __all__ = [
     "TiB",
     "breakdown",
     "errors",
+    "files",
     "formats",
     "hardware",
     "huggingface",
@@ -64,6 +68,7 @@ __all__ = [
     "planning",
     "plots",
     "roofline",
+    "serving",
     "spec",
     "units",
 ]
@@ -73,6 +78,7 @@ __getattr__, __dir__ = exports(
     {
         "breakdown": ("Breakdown",),
         "errors": ("LlmcalcError",),
+        "files": (),
         "formats": (),
         "hardware": ("DeviceSpec",),
         "huggingface": ("load_model",),
@@ -81,6 +87,7 @@ __getattr__, __dir__ = exports(
         "planning": (),
         "plots": (),
         "roofline": (),
+        "serving": (),
         "spec": ("ModelSpec",),
         "units": ("GB", "KB", "MB", "TB", "GiB", "KiB", "MiB", "TiB"),
     },

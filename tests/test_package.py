@@ -30,7 +30,7 @@ LAYERS = (
     {"spec"},
     {"eager", "formats", "layouts"},
     {"huggingface", "memory", "models", "strategies"},
-    {"roofline"},
+    {"files", "roofline"},
     {"planning", "plots", "serving"},
     {"__main__"},
 )
