@@ -212,11 +212,11 @@ class Coverage(Scheme):
                 raise InvalidValueError(
                     "layers", self.layers, "must give the numbers of the layers of each label"
                 )
-        counts: dict[Format, int] = {}
+        counts: dict[str, tuple[Format, int]] = {}
         for layer in layers:
             format = self._choose(module_names(tensor, layer))
-            counts[format] = counts.get(format, 0) + 1
-        return tuple(counts.items())
+            counts[format.name] = format, counts.get(format.name, (format, 0))[1] + 1
+        return tuple(counts.values())
 
     @property
     def _by_layer(self) -> bool:

@@ -260,12 +260,12 @@ class _Mix(Scheme):
         role = _ROLES.get((group, name))
         if role is None or self.name == "MXFP4_MOE" or not tensor.times:
             return ((self._fitting(tensor, self._other(tensor)), number),)
-        counts: dict[Format, int] = {}
+        counts: dict[str, int] = {}
         for layer in layers:
             place = self.ordinals.get(layer, layer) if role is _value else layer
-            format = self._fitting(tensor, role(self.facts, place))
-            counts[format] = counts.get(format, 0) + 1
-        return tuple(counts.items())
+            chosen = role(self.facts, place)
+            counts[chosen] = counts.get(chosen, 0) + 1
+        return tuple((self._fitting(tensor, chosen), count) for chosen, count in counts.items())
 
     def _other(self, tensor: StoredTensor) -> str:
         if self.name == "MXFP4_MOE":

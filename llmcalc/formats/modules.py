@@ -91,6 +91,9 @@ _WRAPPERS: Final = ("language_model.model.", "model.language_model.", "language_
 _LONGEST: Final = 1000
 _MOST_REPEATS: Final = 5
 
+#: So many names are looked for one by one; of more, all parts of a module's name are looked up.
+_FEW: Final = 8
+
 _A_LAYER: Final = re.compile(r"(?:^|\.)[0-9]+(?:\.|$)")
 
 
@@ -132,7 +135,12 @@ class Patterns:
     def match(self, modules: Iterable[str]) -> bool:
         """Return whether any of a module's names matches any of the patterns."""
         for module in modules:
-            if self._names and not self._names.isdisjoint(_parts(module)):
+            if len(self._names) <= _FEW:
+                dotted = f".{module}."
+                for name in self._names:
+                    if f".{name}." in dotted:
+                        return True
+            elif not self._names.isdisjoint(_parts(module)):
                 return True
             if any(expression.match(module) for expression in self._expressions):
                 return True
