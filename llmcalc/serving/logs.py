@@ -559,7 +559,7 @@ def _by_value(figure: Figure) -> float:
 
 def _budget_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
     def find(name: str) -> Figure | None:
-        return log.figure(name, rank)
+        return log.figure(name, rank) or (log.figure(name, "") if rank else None)
 
     visible, share = find("visible"), find("share") or log.figure("share")
     requested = find("requested")

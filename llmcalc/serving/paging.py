@@ -380,7 +380,8 @@ class _Plan(Described):
             return None, None, (), []
         if len({kind.alike for kind in kinds}) == 1:
             return self._uniform(kinds)
-        if self.profile.cache_groups == "none" and not any(k.sort == "state" for k in kinds):
+        states = any(kind.sort == "state" for kind in kinds)
+        if self.profile.cache_groups == "none" and not states:
             return self._uniform(kinds)
         blocks = self._blocks(kinds)
         pages = [self._page(kind, tokens) for kind, tokens in zip(kinds, blocks, strict=True)]
@@ -388,7 +389,7 @@ class _Plan(Described):
         for number, kind in enumerate(kinds):
             if kind.sort != "state" and page % pages[number] == 0:
                 blocks[number] *= page // pages[number]
-            elif kind.sort != "state" and not self.profile.pads_pages:
+            elif not states and not self.profile.pads_pages:
                 return self._uniform(kinds)
         return self._grouped(kinds, blocks, page)
 
@@ -399,18 +400,19 @@ class _Plan(Described):
         """
         tokens = self.block_tokens
         states = [kind.slot_bytes for kind in kinds if kind.sort == "state"]
-        slots = [kind.slot_bytes for kind in kinds if kind.sort == "full"]
+        slots = [kind.slot_bytes for kind in kinds if kind.sort not in {"state", "compressed"}]
         if states and slots:
             step = self.profile.state_block_step
             tokens = max(tokens, step * -(-max(states) // (step * min(slots))))
-        return [tokens] * len(kinds)
+        ratios = [kind.size if kind.sort == "compressed" else 1 for kind in kinds]
+        return [-(-tokens // ratio) * ratio for ratio in ratios]
 
     @staticmethod
     def _page(kind: _Kind, tokens: int) -> int:
         if kind.sort == "state":
             return kind.slot_bytes
         if kind.sort == "compressed":
-            return max(1, tokens // kind.size) * kind.slot_bytes
+            return tokens // kind.size * kind.slot_bytes
         return tokens * kind.slot_bytes
 
     def _held(self, kind: _Kind, tokens: int, *, whole: bool) -> tuple[int, int, int]:
@@ -442,7 +444,7 @@ class _Plan(Described):
         if kind.sort == "state":
             return []
         needed, held, blocks = self._held(kind, tokens, whole=whole)
-        size = max(1, tokens // kind.size) if kind.sort == "compressed" else tokens
+        size = tokens // kind.size if kind.sort == "compressed" else tokens
         filled = -(-held // size)
         layers: tuple[Factor, ...] = (
             (kind.layers, "layers"),
@@ -464,7 +466,7 @@ class _Plan(Described):
         self, kinds: list[_Kind]
     ) -> tuple[int, int, tuple[CacheGroup, ...], list[Term[int]]]:
         """Lay out layers that all share one block table."""
-        tokens = self.block_tokens
+        tokens = max(self._blocks(kinds))
         whole = len({kind.alike for kind in kinds}) > 1
         block_bytes = sum(kind.layers * self._page(kind, tokens) for kind in kinds)
         _, _, blocks = self._held(kinds[0], tokens, whole=whole)

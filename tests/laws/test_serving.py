@@ -1,0 +1,552 @@
+"""What must hold for cache policies, budgets and start-up logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, load_model, memory, serving
+from llmcalc.errors import UnknownNameError
+from llmcalc.serving.logs import EngineLog
+from llmcalc.strategies import dense_specs
+
+CONTEXTS = st.integers(0, 2**18)
+BLOCKS = st.sampled_from([1, 16, 32, 64])
+STEPS = st.sampled_from([1, 512, 8192])
+#: Windows, windows of fewer layers, latents, states, shared and compressed caches, an indexer.
+MIXED = (
+    "google/gemma-2-9b",
+    "google/gemma-3-1b-it",
+    "google/gemma-3-4b-it",
+    "openai/gpt-oss-20b",
+    "mistralai/Mistral-7B-v0.1",
+    "deepseek-ai/DeepSeek-V3",
+    "deepseek-ai/DeepSeek-V4-Flash",
+    "zai-org/GLM-5.2-FP8",
+    "Qwen/Qwen3-Next-80B-A3B-Instruct",
+    "ibm-granite/granite-4.0-h-small",
+    "state-spaces/mamba-130m-hf",
+    "google/recurrentgemma-2b",
+    "LiquidAI/LFM2-350M",
+)
+ENGINES = st.sampled_from(["vllm-0.8", "vllm-0.19", "vllm-0.21"])
+
+
+def _mixed(name: str) -> ModelSpec:
+    return load_model(name)
+
+
+@given(dense_specs(), CONTEXTS, BLOCKS)
+def test_of_uniform_attention_paged_wastes_less_than_a_block(
+    spec: ModelSpec, context: int, block: int
+) -> None:
+    paged = serving.allocate(spec, context=context, kv="bf16", block_tokens=block)
+    ideal = memory.kv_cache_bytes(spec, context=context, kv="bf16").total
+    assert set(paged.bytes.by()) == {"ideal", "last-block waste"}
+    assert paged.bytes["ideal"].total == ideal
+    assert paged.block_bytes is not None
+    assert 0 <= paged.request_bytes - ideal < paged.block_bytes
+
+
+@pytest.mark.parametrize("name", MIXED)
+@given(CONTEXTS, BLOCKS, STEPS, ENGINES)
+def test_paged_is_ideal_and_its_three_wastes(
+    name: str, context: int, block: int, step: int, engine: str
+) -> None:
+    spec = _mixed(name)
+    paged = serving.allocate(
+        spec, context=context, kv="bf16", block_tokens=block, batched_tokens=step, engine=engine
+    )
+    leaves = paged.bytes.by()
+    assert set(leaves) <= {"ideal", "last-block waste", "window slack", "group padding"}
+    assert all(value >= 0 for value in leaves.values())
+    assert leaves["ideal"] == memory.kv_cache_bytes(spec, context=context, kv="bf16").total
+    assert paged.blocks is not None
+    assert paged.block_bytes is not None
+    assert sum(leaves.values()) == paged.blocks * paged.block_bytes
+
+
+@given(dense_specs(), CONTEXTS, st.integers(0, 2**40), st.integers(0, 2**40), ENGINES)
+def test_a_larger_pool_or_a_shorter_context_never_holds_less(
+    spec: ModelSpec, context: int, pool: int, more: int, engine: str
+) -> None:
+    for policy in ("ideal", "contiguous", "paged"):
+        request = serving.allocate(
+            spec,
+            context=context + 1,
+            kv="bf16",
+            policy=policy,
+            engine=engine,  # type: ignore[arg-type]
+        )
+        shorter = serving.allocate(
+            spec,
+            context=context,
+            kv="bf16",
+            policy=policy,
+            engine=engine,  # type: ignore[arg-type]
+        )
+        held, larger = request.requests(pool), request.requests(pool + more)
+        assert held is not None
+        assert larger is not None
+        assert held <= larger
+        shorter_held = shorter.requests(pool)
+        assert shorter_held is None or shorter_held >= held
+
+
+@given(dense_specs(), CONTEXTS, st.integers(0, 2**40))
+def test_as_many_requests_fit_as_are_said_and_no_more(
+    spec: ModelSpec, context: int, pool: int
+) -> None:
+    for request in serving.policies(spec, context=context + 1, kv="bf16").values():
+        held = request.requests(pool)
+        assert held is not None
+        assert (
+            held * request.request_bytes
+            <= pool
+            < (held + 1) * request.request_bytes + (request.block_bytes or 0)
+        )
+
+
+@given(dense_specs(), CONTEXTS, CONTEXTS)
+def test_contiguous_reserves_the_longest_context(spec: ModelSpec, context: int, more: int) -> None:
+    request = serving.allocate(
+        spec, context=context, kv="bf16", policy="contiguous", max_context=context + more
+    )
+    longest = memory.kv_cache_bytes(spec, context=context + more, kv="bf16").total
+    assert request.request_bytes == longest
+    if more:
+        with pytest.raises(LlmcalcError, match="must reach context"):
+            serving.allocate(
+                spec, context=context + more, kv="bf16", policy="contiguous", max_context=context
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "context", "engine", "blocks"),
+    [
+        # Worked by hand from vLLM's rules: full layers hold 512 blocks of 16 tokens, windows of
+        # up to 8192 tokens 512 and one more; Gemma 3 has five windowed groups to one.
+        ("google/gemma-2-9b", 8192, "vllm-0.19", 512 + 513),
+        ("google/gemma-3-12b-it", 8192, "vllm-0.19", 512 + 5 * 513),
+        ("google/gemma-2-9b", 8192, "vllm-0.8", 512),
+        # Windows of 128 and a step of 8192: 8319 tokens in 520 blocks and one.
+        ("openai/gpt-oss-20b", 131072, "vllm-0.19", 8192 + 521),
+        # A state of 1 114 112 B takes a block of 544 tokens; three groups of states.
+        ("Qwen/Qwen3-Next-80B-A3B-Instruct", 65536, "vllm-0.21", 121 + 3),
+        # 26 layers: 22 windowed in six groups of four, four full ones.
+        ("google/gemma-3-1b-it", 8192, "vllm-0.19", 512 + 6 * 513),
+    ],
+)
+def test_blocks_of_a_request(name: str, context: int, engine: str, blocks: int) -> None:
+    spec = load_model(name)
+    request = serving.allocate(spec, context=context, kv="bf16", state="bf16", engine=engine)
+    assert request.blocks == blocks
+
+
+def test_padding_of_groups_is_a_leaf() -> None:
+    spec = load_model("google/gemma-3-1b-it")
+    request = serving.allocate(spec, context=8192, kv="bf16")
+    # 22 windowed layers stand in six groups of four: two empty layers of 513 blocks.
+    assert request.bytes.by()["group padding"] == 2 * 513 * 16 * 2 * 256 * 2
+
+
+def test_pages_that_do_not_divide_are_padded_or_shared() -> None:
+    odd = load_model(
+        {
+            "model_type": "gemma4_text", "hidden_size": 64, "num_hidden_layers": 6,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 128,
+            "vocab_size": 100, "head_dim": 24, "global_head_dim": 40, "sliding_window": 64,
+            "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+        }
+    )  # fmt: skip
+    shared = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.20", batched_tokens=64)
+    padded = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.21", batched_tokens=64)
+    assert sum(group.count for group in shared.groups) == 1
+    assert shared.bytes["window slack"].total > 0
+    assert "group padding" not in shared.bytes.by()
+    assert padded.bytes["group padding"].total > 0
+    assert padded.request_bytes < shared.request_bytes
+
+
+@given(dense_specs(), st.integers(1, 8), CONTEXTS)
+def test_decode_context_parallelism_shares_the_slots(
+    spec: ModelSpec, degree: int, context: int
+) -> None:
+    layout = Layout(tensor_parallel=degree, decode_context_parallel=degree)
+    try:
+        request = serving.allocate(spec, context=context, kv="bf16", layout=layout)
+    except LlmcalcError:
+        assume(False)
+        return
+    share = -(-context // degree)
+    assert request.blocks == -(-share // 16)
+    assert request.tokens(2**40) == (request.pool_blocks(2**40) or 0) * 16 * degree
+
+
+def test_nothing_held_is_no_limit() -> None:
+    spec = load_model("state-spaces/mamba-130m-hf")
+    request = serving.allocate(spec, context=1000, kv="bf16")
+    assert request.blocks == 1
+    empty = attrs.evolve(request, bytes=request.bytes.__class__(request.bytes.unit, "none", ()))
+    none = attrs.evolve(empty, block_bytes=None, blocks=None, groups=())
+    assert none.requests(2**30) is None
+    assert none.concurrency(2**30) is None
+    assert none.tokens(2**30) is None
+    assert none.pool_blocks(2**30) is None
+
+
+# Budgets ------------------------------------------------------------------------------------
+
+LLAMA = load_model("meta-llama/Llama-3.1-8B")
+
+
+def _budget(**more: Any) -> serving.Budget:
+    arguments: dict[str, Any] = {
+        "context": 8192, "weights": "bf16", "kv": "bf16", "visible_bytes": 80 * GiB,
+    }  # fmt: skip
+    return serving.budget(LLAMA, **(arguments | more))
+
+
+@given(st.integers(1, 2**38), st.integers(1, 2**17))
+@example(2**30, 8192)
+def test_a_budget_fits_where_a_request_fits_its_pool(visible: int, context: int) -> None:
+    answer = _budget(visible_bytes=visible, context=context)
+    assert answer.pool_bytes == (
+        answer.requested_bytes
+        - answer.weight_bytes
+        - answer.activation_bytes
+        - answer.non_torch_bytes
+    )
+    assert bool(answer) is (answer.pool_bytes >= answer.allocation.request_bytes)
+    assert answer.pool_bytes + answer.short_bytes >= answer.allocation.request_bytes
+    assert ("does not fit" in answer.reason) is not answer.fits
+    assert answer.explain().endswith(answer.reason)
+
+
+def test_a_term_that_is_given_is_taken() -> None:
+    answer = _budget(
+        weight_bytes=10 * GiB, activation_bytes=2 * GiB, non_torch_bytes=GiB, graph_bytes=GiB,
+        share=0.5,
+    )  # fmt: skip
+    assert answer.pool_bytes == 26 * GiB
+
+
+def test_a_term_that_the_profile_does_not_know_is_asked_for() -> None:
+    with pytest.raises(LlmcalcError, match="give activation_bytes"):
+        _budget(engine="vllm-0.8")
+    with pytest.raises(LlmcalcError, match="give non_torch_bytes"):
+        _budget(engine="vllm-0.8", activation_bytes=0)
+    with pytest.raises(LlmcalcError, match="for 2 ranks: give non_torch_bytes"):
+        _budget(engine="vllm-0.17", tensor_parallel=2)
+    with pytest.raises(LlmcalcError, match="give graph_bytes"):
+        _budget(engine="vllm-0.21", activation_bytes=0, non_torch_bytes=0)
+    with pytest.raises(LlmcalcError, match="give it, or a device"):
+        _budget(visible_bytes=None)
+    with pytest.raises(LlmcalcError, match="not both"):
+        _budget(device="H100-SXM-80GB")
+    with pytest.raises(UnknownNameError, match="vllm-0"):
+        _budget(engine="vllm-0.91")
+    for share in (0, 1.5, True, "0.9", float("nan")):
+        with pytest.raises(LlmcalcError, match="above 0 and at most 1"):
+            _budget(share=share)
+
+
+def test_of_a_pipeline_the_stage_with_the_least_decides() -> None:
+    layout = Layout(pipeline_parallel=4)
+    stages = [_budget(layout=layout, rank=rank) for rank in range(4)]
+    answer = _budget(layout=layout)
+    assert answer.concurrency == min(stage.concurrency or 0 for stage in stages)
+    # The sampler stands on the last stage only.
+    assert stages[0].activation_bytes < stages[3].activation_bytes
+
+
+def test_engines_take_their_share_elsewhere() -> None:
+    static = _budget(engine="sglang-0.5", share=0.8)
+    assert static.pool_bytes == int(80 * GiB * 0.8) - static.weight_bytes
+    free = _budget(engine="tensorrt-llm-1.2", share=0.9)
+    assert free.pool_bytes == int((80 * GiB - free.weight_bytes) * 0.9)
+    cells = _budget(engine="llama.cpp", context=4096)
+    assert cells.allocation.policy == "contiguous"
+    for answer in (static, free, cells):
+        assert answer.explain()
+
+
+def test_every_profile_states_its_sources() -> None:
+    for name in serving.profiles():
+        known = serving.profile(name)
+        assert known.name == name
+        for field in attrs.fields(serving.Profile):
+            value = getattr(known, field.name)
+            if field.name in {"name", "sources"} or value == field.default:
+                continue
+            assert field.name in known.sources, (name, field.name)
+
+
+# Logs ---------------------------------------------------------------------------------------
+
+NEW = """
+(EngineCore pid=7) INFO [core.py:1] Initializing a V1 LLM engine (v0.19.1) with config: \
+model='meta-llama/Llama-3.1-8B', dtype=torch.bfloat16, max_seq_len=4096, tensor_parallel_size=2, \
+pipeline_parallel_size=1, quantization=None, kv_cache_dtype=auto
+(Worker pid=8) DEBUG worker init memory snapshot: torch_peak=0.0GiB, free_memory=78.00GiB, \
+total_memory=80.00GiB, cuda_memory=1.0GiB
+(Worker_TP0 pid=8) INFO Model loading took 7.51 GiB memory and 3.99 seconds
+(Worker_TP0 pid=8) DEBUG Initial free memory: 78.00 GiB; Requested memory: 0.900000 (util), \
+72.00 GiB
+(Worker_TP0 pid=8) DEBUG Memory profiling takes 9 seconds. Total non KV cache memory: 11.47GiB; \
+torch peak memory increase: 1.89GiB; non-torch forward increase memory: 2.07GiB; \
+weights memory: 7.51GiB.
+(Worker_TP1 pid=9) DEBUG Memory profiling takes 9 seconds. Total non KV cache memory: 11.47GiB; \
+torch peak memory increase: 1.89GiB; non-torch forward increase memory: 2.07GiB; \
+weights memory: 7.51GiB.
+(Worker_TP0 pid=8) INFO Available KV cache memory: 60.53 GiB
+(EngineCore pid=7) INFO GPU KV cache size: 991,712 tokens
+(EngineCore pid=7) INFO Maximum concurrency for 4,096 tokens per request: 242.12x
+(Worker_TP0 pid=8) INFO CUDA graph pool memory: 0.76 GiB (actual), 1.69 GiB (estimated)
+(APIServer pid=1) DEBUG vllm cache_config_info with initialization after num_gpu_blocks is: 61982
+""".replace("\\\n", "")
+
+OLD = """
+INFO 07-02 llm_engine.py:1] Initializing an LLM engine (v0.6.6) with config: \
+model='meta-llama/Meta-Llama-3-8B', dtype=torch.bfloat16, max_seq_len=8192, \
+tensor_parallel_size=1
+INFO 07-02 model_runner.py:1097] Loading model weights took 14.9595 GB
+INFO 07-02 worker.py:241] the current vLLM instance can use total_gpu_memory (39.50GiB) x \
+gpu_memory_utilization (0.90) = 35.55GiB
+INFO 07-02 worker.py:241] model weights take 14.96GiB; non_torch_memory takes 0.10GiB; \
+PyTorch activation peak memory takes 9.37GiB; \
+the rest of the memory reserved for KV Cache is 11.12GiB.
+INFO 07-02 gpu_executor.py:76] # GPU blocks: 5693, # CPU blocks: 2048
+INFO 07-02 gpu_executor.py:80] Maximum concurrency for 8192 tokens per request: 11.12x
+""".replace("\\\n", "")
+
+SGLANG = """
+[2026-01-01 10:00:00] server_args=ServerArgs(model_path='Qwen/Qwen3-8B', tp_size=1, \
+mem_fraction_static=0.85, page_size=1, kv_cache_dtype='auto')
+[2026-01-01 10:00:01] Load weight begin. avail mem=78.50 GB
+[2026-01-01 10:00:09] Load weight end. type=Qwen3ForCausalLM, dtype=torch.bfloat16, \
+avail mem=63.20 GB, mem usage=15.30 GB.
+[2026-01-01 10:00:10] KV Cache is allocated. #tokens: 374400, K size: 25.71 GB, V size: 25.71 GB
+[2026-01-01 10:00:10] Memory pool end. avail mem=11.40 GB
+[2026-01-01 10:00:20] max_total_num_tokens=374400, chunked_prefill_size=8192, \
+max_running_requests=2048, context_len=40960
+""".replace("\\\n", "")
+
+TENSORRT = """
+[TensorRT-LLM] TensorRT-LLM version: 1.2.0
+[TensorRT-LLM][INFO] Memory used after loading model weights (inside torch) in memory usage \
+profiling: 14.96 GiB
+[TensorRT-LLM][INFO] Number of tokens per block: 64.
+[TensorRT-LLM][INFO] Max KV cache blocks per sequence: 128 [window size=8192], \
+tokens per block=64, primary blocks=3445, secondary blocks=0
+[TensorRT-LLM][INFO] [MemUsageChange] Allocated 26.91 GiB for max tokens in paged KV cache (220480).
+[TRT-LLM] [I] max_seq_len=8192, max_num_requests=2048, max_num_tokens=8192
+""".replace("\\\n", "")
+
+LLAMA_CPP = """
+load_tensors: offloaded 33/33 layers to GPU
+load_tensors:        CUDA0 model buffer size = 14315.02 MiB
+load_tensors:   CPU_Mapped model buffer size =  1002.00 MiB
+llama_context: n_ctx         = 4096
+llama_context: n_ubatch      = 512
+llama_kv_cache:      CUDA0 KV buffer size =   512.00 MiB
+llama_kv_cache: size =  512.00 MiB (  4096 cells,  32 layers,  1/1 seqs), K (f16):  256.00 MiB, \
+V (f16):  256.00 MiB
+llama_context:      CUDA0 compute buffer size =   258.50 MiB
+""".replace("\\\n", "")
+
+LOGS = {"vllm": NEW, "vllm, old": OLD, "sglang": SGLANG, "tensorrt-llm": TENSORRT,
+        "llama.cpp": LLAMA_CPP}  # fmt: skip
+MODELS = {"tensorrt-llm": "meta-llama/Meta-Llama-3-8B", "llama.cpp": "meta-llama/Llama-3.1-8B"}
+
+
+def _figures(log: EngineLog) -> dict[str, float]:
+    return {one.name: one.value for one in log.figures}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "vllm",
+            {
+                "visible": 80 * GiB, "free_at_start": 78 * GiB, "requested": 72 * GiB,
+                "share": 0.9, "weights": round(7.51 * GiB), "activation": round(1.89 * GiB),
+                "non_torch": round(2.07 * GiB), "non_cache": round(11.47 * GiB),
+                "pool": round(60.53 * GiB), "tokens": 991712, "context": 4096,
+                "concurrency": 242.12, "blocks": 61982, "graphs": round(0.76 * GiB),
+                "graphs_estimated": round(1.69 * GiB),
+            },
+        ),
+        (
+            "vllm, old",
+            {
+                "visible": round(39.5 * GiB), "share": 0.9, "requested": round(35.55 * GiB),
+                "weights": round(14.96 * GiB), "activation": round(9.37 * GiB),
+                "non_torch": round(0.1 * GiB), "pool": round(11.12 * GiB), "blocks": 5693,
+                "context": 8192, "concurrency": 11.12,
+            },
+        ),
+        (
+            "sglang",
+            {
+                "free_at_start": round(78.5 * GiB), "free_after_weights": round(63.2 * GiB),
+                "weights": round(15.3 * GiB), "k_cache": round(25.71 * GiB),
+                "v_cache": round(25.71 * GiB), "tokens": 374400, "sequences": 2048,
+                "context": 40960, "share": 0.85, "free_after_pool": round(11.4 * GiB),
+            },
+        ),
+        (
+            "tensorrt-llm",
+            {
+                "weights": round(14.96 * GiB), "pool": round(26.91 * GiB), "tokens": 220480,
+                "block_tokens": 64, "blocks": 3445, "context": 8192, "sequences": 2048,
+                "batched_tokens": 8192,
+            },
+        ),
+        (
+            "llama.cpp",
+            {
+                "weights": round(15317.02 * 2**20), "pool": 512 * 2**20, "k_cache": 256 * 2**20,
+                "v_cache": 256 * 2**20, "tokens": 4096, "layers": 32, "context": 4096,
+                "batched_tokens": 512, "activation": round(258.5 * 2**20),
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_every_figure_of_a_log_is_read(name: str, expected: dict[str, float]) -> None:
+    log = serving.parse_log(LOGS[name])
+    assert log.engine == name.partition(",")[0]
+    assert _figures(log) == pytest.approx(expected, abs=1)
+    assert not log.broken()
+
+
+@pytest.mark.parametrize("name", LOGS)
+def test_a_log_agrees_with_its_model(name: str) -> None:
+    answer = serving.reconcile(LOGS[name], MODELS.get(name))
+    assert answer, answer.explanation
+    for comparison in answer.comparisons:
+        if comparison.term in {"weights", "tokens", "concurrency", "bytes a token", "blocks"}:
+            assert comparison.relative is None or abs(comparison.relative) < 0.004, comparison
+    assert answer.explain().startswith(answer.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "printed", "invented", "broken"),
+    [
+        ("vllm", "72.00 GiB", "75.00 GiB", "requested = visible x utilisation"),
+        ("vllm", "increase: 1.89GiB", "increase: 2.89GiB", "non-cache total = weights"),
+        ("vllm", "memory: 60.53 GiB", "memory: 66.53 GiB", "pool = requested - weights"),
+        ("vllm", "991,712", "1,291,712", "tokens = what the printed pool holds"),
+        ("vllm", "242.12x", "342.12x", "concurrency = what the printed pool holds"),
+        ("vllm", "61982", "71982", "blocks = what the printed pool holds"),
+        ("vllm", "loading took 7.51", "loading took 8.51", "weights is the same each time"),
+        ("vllm", "78.00", "61.00", "is at most what is free"),
+        ("vllm, old", "= 35.55GiB", "= 37.55GiB", "requested = visible x utilisation"),
+        ("vllm, old", "Cache is 11.12GiB", "Cache is 13.12GiB", "pool = requested - weights"),
+        ("sglang", "mem usage=15.30", "mem usage=17.30", "weights = free before"),
+        ("sglang", "374400", "474400", "tokens = what the printed pool holds"),
+        ("tensorrt-llm", "(220480)", "(220481)", "tokens = blocks x tokens per block"),
+        ("llama.cpp", "size =  512.00", "size =  612.00", "pool = K + V"),
+    ],
+)
+def test_an_invented_figure_breaks_an_identity(
+    name: str, printed: str, invented: str, broken: str
+) -> None:
+    assert printed in LOGS[name]
+    answer = serving.reconcile(LOGS[name].replace(printed, invented), MODELS.get(name))
+    assert not answer
+    assert any(broken in identity.name for identity in answer.broken), answer.explanation
+    assert answer.explanation.startswith("inconsistent: ")
+    assert broken in answer.explanation
+
+
+def test_weights_of_another_model_are_told() -> None:
+    answer = serving.reconcile(NEW, "Qwen/Qwen2.5-14B")
+    assert any("at least those of this model" in str(one) for one in answer.broken)
+
+
+def test_the_term_that_explains_the_gap_is_named() -> None:
+    log = NEW.replace("1.89GiB", "3.89GiB").replace("11.47GiB", "13.47GiB")
+    answer = serving.reconcile(
+        log.replace("60.53 GiB", "58.53 GiB")
+        .replace("991,712", "958,944")
+        .replace("242.12x", "234.12x")
+        .replace("61982", "59934")
+    )
+    assert answer, answer.explanation
+    assert answer.gap is answer["activation"]
+    assert "activation is computed -2.0" in answer.explanation
+    assert answer["pool"].agrees is False
+
+
+def test_a_version_that_was_not_measured_says_so() -> None:
+    answer = serving.reconcile(NEW.replace("v0.19.1", "v0.20.2"))
+    assert answer.engine == "vllm-0.20"
+    assert answer["activation"].computed is None
+    older = serving.reconcile(NEW.replace("v0.19.1", "v0.14.0"))
+    assert older.engine == "vllm-0.11"
+    assert "was not measured" in older.explain()
+
+
+def test_of_stages_the_tightest_one_is_compared() -> None:
+    log = """
+Initializing a V1 LLM engine (v0.19.0) with config: model='meta-llama/Llama-3.1-8B', \
+dtype=torch.bfloat16, max_seq_len=8192, tensor_parallel_size=1, pipeline_parallel_size=2
+worker init memory snapshot: free_memory=77.76GiB, total_memory=79.19GiB
+(Worker_PP0 pid=1) Initial free memory: 77.76 GiB; Requested memory: 0.950000 (util), 75.23 GiB
+(Worker_PP0 pid=1) Total non KV cache memory: 8.69GiB; torch peak memory increase: 1.1GiB; \
+non-torch forward increase memory: 0.07GiB; weights memory: 7.51GiB.
+(Worker_PP0 pid=1) Available KV cache memory: 66.54 GiB
+(Worker_PP1 pid=2) Total non KV cache memory: 9.6GiB; torch peak memory increase: 2.01GiB; \
+non-torch forward increase memory: 0.07GiB; weights memory: 7.51GiB.
+GPU KV cache size: 1,075,312 tokens
+Maximum concurrency for 8,192 tokens per request: 131.26x
+(Worker_PP1 pid=2) Free memory on device (77.76/79.19 GiB) on startup. Desired GPU memory \
+utilization is (0.95, 75.23 GiB). Actual usage is 7.51 GiB for weight, 2.01 GiB for peak \
+activation, 0.07 GiB for non-torch memory, and 0.65 GiB for CUDAGraph memory. Current kv cache \
+memory in use is 65.63 GiB.
+""".replace("\\\n", "")
+    answer = serving.reconcile(log)
+    assert answer.log.tightest_rank == "PP1"
+    assert answer, answer.explanation
+    for comparison in answer.comparisons:
+        assert comparison.relative is None or abs(comparison.relative) < 0.005, comparison
+
+
+@pytest.mark.parametrize("text", ["", "hello\nworld", "vllm is a serving engine"])
+def test_a_text_without_figures_is_refused(text: str) -> None:
+    with pytest.raises(LlmcalcError, match="log_text"):
+        serving.parse_log(text)
+
+
+def test_what_is_no_log_is_refused() -> None:
+    with pytest.raises(LlmcalcError, match="the text of a log"):
+        serving.parse_log(7)  # type: ignore[arg-type]
+    with pytest.raises(LlmcalcError, match="must be one of"):
+        serving.parse_log(NEW, engine="none")
+    with pytest.raises(LlmcalcError, match="say which model"):
+        serving.reconcile(LLAMA_CPP)
+    with pytest.raises(LlmcalcError, match="must be one of"):
+        serving.reconcile(NEW)["no such term"]
+
+
+@given(st.text(), st.sampled_from(sorted(LOGS)), st.integers(0, 600))
+def test_a_damaged_log_is_read_or_refused(noise: str, name: str, where: int) -> None:
+    text = LOGS[name]
+    try:
+        log = serving.parse_log(text[:where] + noise + text[where + len(noise) :])
+    except LlmcalcError:
+        return
+    for identity in log.identities():
+        assert str(identity)
+
+
+def test_long_lines_and_digits_take_no_time() -> None:
+    hostile = "Model loading took " + "9" * 100_000 + " GiB\n" + "K (" * 100_000
+    with pytest.raises(LlmcalcError):
+        serving.parse_log("vllm\n" + hostile)
