@@ -311,11 +311,6 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
 def shape(config: dict[str, Any]) -> dict[str, Any]:
     """Return the fields that matter."""
     kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    scheme = kept.get("quantization_config")
-    if isinstance(scheme, dict):  # lists of thousands of module names are left out
-        kept["quantization_config"] = {
-            key: value for key, value in scheme.items() if len(json.dumps(value)) < 200
-        }
     return dict(sorted(kept.items()))
 
 
