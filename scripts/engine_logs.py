@@ -52,6 +52,12 @@ MODELS: Final = {
 #: Degrees that a row leaves open.
 RANKS: Final = {"A109": 8, "A146": 8}
 
+#: Contexts that the tokens are of, where the row states another one.
+CONTEXTS: Final = {"A131": 131072}
+
+#: Copies of a recurrent state that a request has, where it is not one.
+STATES: Final = {"A131": 2, "A132": 2}
+
 #: Models that also read images: the catalogue has their language model alone.
 MULTIMODAL: Final = frozenset(
     (
@@ -71,7 +77,8 @@ CAUSES: Final = {
     "A109": "taken as eight ranks; the layout is not stated",
     "A121": "1 GiB of the weights is kept on the host, as the row says",
     "A127": "weights include buffers for two adapters (LoRA) of rank 16",
-    "A132": "prefix caching keeps two states a request: 127 blocks instead of 124",
+    "A131": "two states a request; the printed tokens are those of a context of 131 072",
+    "A132": "two states a request: prefix caching keeps one at a block's end",
     "A144": "the model is not named, and its tokens are not what the pool holds",
     "A146": "taken as eight ranks; the layout is not stated",
     "A188": "the vision tower (SigLIP-2) is not counted",
@@ -119,6 +126,8 @@ def compared() -> list[Compared]:
 
 
 def _compare(row: dict[str, Any]) -> Compared:
+    if row["id"] in CONTEXTS:
+        row = row | {"max_model_len": CONTEXTS[row["id"]]}
     name = MODELS.get(row["model"], row["model"])
     entry = catalogue.find(name)
     if entry is None or row["id"] in NOTHING:
@@ -182,6 +191,7 @@ def _budget(row: dict[str, Any], spec: ModelSpec) -> Budget:
         weights=_format(row, spec),
         kv=_kv(row),
         state="bf16",
+        state_blocks=STATES.get(row["id"], 1),
         dtype=_dtype(row),
         engine=known,
         layout=Layout(tensor_parallel=_ranks(row), pipeline_parallel=stages),

@@ -81,7 +81,8 @@ def loaded_weights(
     element = formats.get(dtype, "dtype")
     terms = [Term(("weights", *term.path), term.factors) for term in stored.terms]
     terms += _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
-    terms += _rotary_tables(spec, element)
+    if known.pool_rule in {"total", "static"}:  # the others compute positions when needed
+        terms += _rotary_tables(spec, element)
     if known.pool_rule == "total":
         terms += _absorbed_copies(stored, spec, element)
         terms += _kernel_padding(stored, known)
@@ -429,6 +430,7 @@ def budget(
     state: str | Format = "fp32",
     index: str | Format | None = None,
     block_tokens: int | None = None,
+    state_blocks: int = 1,
     batched_tokens: int | None = None,
     sequences: int | None = None,
     tensor_parallel: int = 1,
@@ -481,6 +483,7 @@ def budget(
                 state=state,
                 index=index,
                 block_tokens=block_tokens,
+                state_blocks=state_blocks,
                 batched_tokens=batched_tokens,
                 sequences=sequences,
                 layout=layout,
@@ -549,6 +552,7 @@ def budget(
             policy="contiguous" if known.pool_rule == "cells" else "paged",
             engine=known,
             block_tokens=block_tokens,
+            state_blocks=state_blocks,
             batched_tokens=batched_tokens,
             tensor_parallel=tensor_parallel,
             layout=layout,

@@ -184,6 +184,7 @@ def allocate(
     max_context: int | None = None,
     state: str | Format = "fp32",
     index: str | Format | None = None,
+    state_blocks: int = 1,
     tensor_parallel: int = 1,
     layout: Layout | None = None,
     rank: int | None = None,
@@ -192,7 +193,9 @@ def allocate(
 
     `engine` is a profile's name or a `Profile`, which gives the size of a block, the tokens of a
     step (`batched_tokens`: a windowed layer holds them beside its window) and whether layers of
-    several kinds are grouped; only ``paged`` reads it. `max_context` is what ``contiguous``
+    several kinds are grouped; only ``paged`` reads it. `state_blocks` is how many copies of a
+    recurrent state a request has: 2 where prefix caching also keeps the one at the last block's
+    end (vLLM's ``mamba_cache_mode="align"``). `max_context` is what ``contiguous``
     reserves, by default `context`. The other arguments are those of
     `llmcalc.memory.kv_cache_bytes`; without a `rank`, a layout's figures are those of the rank that
     holds most.
@@ -239,11 +242,13 @@ def allocate(
     block = known.block_tokens if block_tokens is None else block_tokens
     step = known.batched_tokens if batched_tokens is None else batched_tokens
     shards = 1 if layout is None else layout.decode_context_parallel
-    kinds = _kinds(spec, held(_LONG * shards))
+    # Where every cache holds something, its slots' sizes can be read off what is held already.
+    kinds = _kinds(spec, ideal if all(t.value for t in ideal.terms) else held(_LONG * shards))
     plan = _Plan(
         context=-(-tokens // shards),
         block_tokens=whole_number(block, "block_tokens", minimum=1),
         batched_tokens=whole_number(step, "batched_tokens", minimum=1),
+        state_blocks=whole_number(state_blocks, "state_blocks", minimum=1),
         profile=known,
     )
     block_bytes, blocks, groups, extra = plan.lay_out(kinds)
@@ -270,6 +275,7 @@ def policies(
     max_context: int | None = None,
     state: str | Format = "fp32",
     index: str | Format | None = None,
+    state_blocks: int = 1,
     tensor_parallel: int = 1,
     layout: Layout | None = None,
     rank: int | None = None,
@@ -298,6 +304,7 @@ def policies(
             max_context=max_context,
             state=state,
             index=index,
+            state_blocks=state_blocks,
             tensor_parallel=tensor_parallel,
             layout=layout,
             rank=rank,
@@ -370,6 +377,7 @@ class _Plan(Described):
     context: int
     block_tokens: int
     batched_tokens: int
+    state_blocks: int
     profile: Profile
 
     def lay_out(
@@ -422,7 +430,7 @@ class _Plan(Described):
         """
         context = self.context
         if kind.sort == "state":
-            return 1, 1, 1
+            return 1, self.state_blocks, self.state_blocks
         if kind.sort == "compressed":
             needed = context // kind.size
             return needed, needed, -(-context // tokens)
@@ -442,7 +450,9 @@ class _Plan(Described):
     ) -> list[Term[int]]:
         """Return what the blocks of one kind hold beyond what is needed."""
         if kind.sort == "state":
-            return []
+            more = self.state_blocks - 1
+            copies = ((more, "copies"), (kind.layers, "layers"), (kind.slot_bytes, "bytes"))
+            return [Term(("window slack", kind.label), copies)] if more else []
         needed, held, blocks = self._held(kind, tokens, whole=whole)
         size = tokens // kind.size if kind.sort == "compressed" else tokens
         filled = -(-held // size)
