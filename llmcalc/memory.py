@@ -412,7 +412,7 @@ def _cache_bytes(
     held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
 ) -> Breakdown[Bytes, Any]:
     """Return what the rank holds, or of several the one that holds most, element by element."""
-    pieces = _cache_pieces(spec, context, elements, ranks[0], held)
+    pieces = cache_pieces(spec, context, elements, ranks[0], held)
     return _held_bytes(pieces, batch, ranks)
 
 
@@ -439,7 +439,7 @@ def _held_bytes(
 _CachePiece: TypeAlias = tuple[Entry, tuple[Factor, ...], Factor]
 
 
-def _cache_pieces(
+def cache_pieces(
     spec: ModelSpec,
     context: Any,
     elements: Mapping[CacheRole, Format],
@@ -657,7 +657,7 @@ def fit(
     number = whole_number(batch, "batch")
     stages: tuple[tuple[int, int], ...] = ()
     held = Weights(spec, storage, ranks[0])
-    pieces = _cache_pieces(spec, tokens, elements, ranks[0])
+    pieces = cache_pieces(spec, tokens, elements, ranks[0])
     rank = ranks[0]
     if len(ranks) > 1:
         totals = [held.total(rank.stage) for rank in ranks]
@@ -792,7 +792,7 @@ def _max_batch_sizes(
 
     def fold(device_memory: Any, context: Any) -> tuple[list[Any], list[Any]]:
         left = [device_memory - total for total in totals]
-        return left, request_totals(_cache_pieces(spec, context, elements, ranks[0]), ranks)
+        return left, request_totals(cache_pieces(spec, context, elements, ranks[0]), ranks)
 
     replicas = ranks[0].layout.data_parallel
 
@@ -925,7 +925,7 @@ def max_context(
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:
-            requests = request_totals(_cache_pieces(spec, tokens, elements, ranks[0]), ranks)
+            requests = request_totals(cache_pieces(spec, tokens, elements, ranks[0]), ranks)
             return all(
                 total + ranks[0].requests(batch) * request <= device_memory
                 for total, request in zip(totals, requests, strict=True)
