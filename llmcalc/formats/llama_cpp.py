@@ -9,7 +9,7 @@ that share a KV head and on the number of experts. Vectors, convolutions and rou
 
 Not modelled: the rules of Falcon's architecture alone; query, key and value matrices that
 llama.cpp stores as one for some architectures; the second matrix of a latent attention, which
-llama.cpp stores as two; a given importance matrix where a mix does not need one.
+llama.cpp stores as two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from llmcalc.spec.model import ModelSpec
 __all__ = ["MIXES", "mix"]
 
 #: The mixes, and what most of their tensors have (``llama_ftype_get_default_type``). Names without
-#: a size letter are those of the middle size, as for ``llama-quantize``.
+#: a size letter are those of the middle size, as for ``llama-quantize``. Four mixes are different
+#: where an importance matrix is given; some need one, and the rest do not ask.
 MIXES: Final[Mapping[str, str]] = {
     "F32": "fp32",
     "F16": "fp16",
@@ -68,6 +69,10 @@ MIXES: Final[Mapping[str, str]] = {
     "TQ1_0": "TQ1_0",
     "TQ2_0": "TQ2_0",
     "MXFP4_MOE": "MXFP4",
+    "Q4_0-imatrix": "Q4_0",
+    "Q5_0-imatrix": "Q5_0",
+    "IQ4_NL-imatrix": "IQ4_NL",
+    "IQ4_XS-imatrix": "IQ4_XS",
 }
 
 _SAME_AS: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -91,9 +96,13 @@ _TWO_BITS: Final = frozenset(("IQ2_S", "IQ2_M"))
 _WIDE_OUTPUT_OF_EIGHT: Final = frozenset(
     (
         *("Q2_K", "Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M"),
-        *("IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS"),
+        *("IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M"),
+        *("IQ4_NL", "IQ4_XS", "IQ4_NL-imatrix", "IQ4_XS-imatrix"),
     )
 )
+
+#: Files that are not quantised.
+_FLOATS: Final = frozenset(("fp32", "fp16", "bf16"))
 
 _TOKEN_TABLES: Final = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"), "Q2_K"),
@@ -134,7 +143,7 @@ def _value(facts: _Facts, number: int) -> str:
         chosen = "Q4_K"
     elif mix == "Q3_K_M":
         chosen = "Q5_K" if number < 2 else "Q4_K"
-    elif mix == "Q3_K_L" or (mix in {"IQ4_NL", "IQ4_XS"} and gqa >= 4):
+    elif mix == "Q3_K_L" or (mix.startswith("IQ4") and gqa >= 4):
         chosen = "Q5_K"
     elif mix in {"Q4_K_M", "Q5_K_M"} and use_more_bits(number, facts.attention_layers):
         chosen = "Q6_K"
@@ -202,6 +211,8 @@ def _down(facts: _Facts, number: int) -> str:
         chosen = "Q6_K"
     elif mix in {"IQ4_NL", "IQ4_XS", "Q4_K_S"} and first_eighth:
         chosen = "Q5_K"
+    elif mix in {"Q4_0-imatrix", "Q5_0-imatrix"} and first_eighth:
+        chosen = "Q4_1" if mix == "Q4_0-imatrix" else "Q5_1"
     return chosen
 
 
@@ -258,7 +269,8 @@ class _Mix(Scheme):
         if group == "head" and name == "output.weight":
             return ((self._fitting(tensor, self._head(tensor)), number),)
         role = _ROLES.get((group, name))
-        if role is None or self.name == "MXFP4_MOE" or not tensor.times:
+        fixed = self.name == "MXFP4_MOE" or self.facts.default in _FLOATS
+        if role is None or fixed or not tensor.times:
             return ((self._fitting(tensor, self._other(tensor)), number),)
         counts: dict[str, int] = {}
         for layer in layers:
@@ -281,7 +293,7 @@ class _Mix(Scheme):
 
     def _head(self, tensor: StoredTensor) -> str:
         default = self.facts.default
-        if default in {"fp32", "fp16", "bf16"}:
+        if default in _FLOATS:
             return default
         if self.name == "MXFP4_MOE" or _width(tensor) % get(default).block_elements:
             return "Q8_0"
