@@ -24,7 +24,7 @@ from llmcalc.units import GiB, KiB, MiB
 __all__ = ["EngineLog", "Figure", "Identity", "parse_log"]
 
 #: No start-up log is longer; the limits keep hostile input from taking long.
-_LONGEST_LOG: Final = 64 * MiB
+_LONGEST_LOG: Final = 16 * MiB
 _LONGEST_LINE: Final = 20_000
 
 _UNITS: Final = {"GiB": GiB, "GB": GiB, "MiB": MiB, "MB": MiB, "KiB": KiB, "B": 1}
@@ -33,6 +33,8 @@ _UNITS: Final = {"GiB": GiB, "GB": GiB, "MiB": MiB, "MB": MiB, "KiB": KiB, "B": 
 _SIZE: Final = r"(-?\d{1,15}(?:\.\d{1,12})?)\s*(GiB|GB|MiB|MB|KiB)"
 _COUNT: Final = r"(\d[\d,]{0,20})"
 _RATIO: Final = r"(\d{1,12}(?:\.\d{1,12})?)"
+#: What stands between two figures of a line; bounded, so that no line takes long.
+_GAP: Final = r".{0,300}?"
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -98,7 +100,7 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
         (("free_at_start", "size"), ("share", "ratio"), ("requested", "size")),
     ),
     (
-        rf"init memory snapshot:.*? free_memory={_SIZE}, total_memory={_SIZE}",
+        rf"init memory snapshot:{_GAP} free_memory={_SIZE}, total_memory={_SIZE}",
         (("free_at_start", "size"), ("visible", "size")),
     ),
     (rf"worker requested memory: {_SIZE}", (("requested", "size"),)),
@@ -144,8 +146,9 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
     (rf"the rest of the memory reserved for KV Cache is {_SIZE}", (("pool", "size"),)),
     (
         (
-            rf"Memory profiling results: total_gpu_memory={_SIZE}.*? peak_torch_memory={_SIZE}.*? "
-            rf"non_torch_memory={_SIZE} kv_cache_size={_SIZE} gpu_memory_utilization={_RATIO}"
+            rf"Memory profiling results: total_gpu_memory={_SIZE}{_GAP} "
+            rf"peak_torch_memory={_SIZE}{_GAP} non_torch_memory={_SIZE} "
+            rf"kv_cache_size={_SIZE} gpu_memory_utilization={_RATIO}"
         ),
         (
             ("visible", "size"),
@@ -176,15 +179,15 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
 _SGLANG: Final[tuple[_Pattern, ...]] = (
     (rf"Load weight begin\. avail mem={_SIZE}", (("free_at_start", "size"),)),
     (
-        rf"Load weight end\..*?avail mem={_SIZE}(?:, mem usage={_SIZE})?",
+        rf"Load weight end\.{_GAP}avail mem={_SIZE}(?:, mem usage={_SIZE})?",
         (("free_after_weights", "size"), ("weights", "size")),
     ),
     (
-        rf"KV Cache is allocated\..*?#tokens: {_COUNT}, K size: {_SIZE}, V size: {_SIZE}",
+        rf"KV Cache is allocated\.{_GAP}#tokens: {_COUNT}, K size: {_SIZE}, V size: {_SIZE}",
         (("tokens", "count"), ("k_cache", "size"), ("v_cache", "size")),
     ),
     (
-        rf"KV Cache is allocated\..*?#tokens: {_COUNT}, (?:KV|Cache) size: {_SIZE}",
+        rf"KV Cache is allocated\.{_GAP}#tokens: {_COUNT}, (?:KV|Cache) size: {_SIZE}",
         (("tokens", "count"), ("pool", "size")),
     ),
     (
@@ -196,7 +199,7 @@ _SGLANG: Final[tuple[_Pattern, ...]] = (
     ),
     (rf"Memory pool end\. avail mem={_SIZE}", (("free_after_pool", "size"),)),
     (
-        rf"Capture (?:target decode )?cuda graph end\..*?mem usage={_SIZE}",
+        rf"Capture (?:target decode )?cuda graph end\.{_GAP}mem usage={_SIZE}",
         (("graphs", "size"),),
     ),
     (rf"max_total_num_tokens={_COUNT}", (("tokens", "count"),)),
@@ -239,13 +242,14 @@ _TENSORRT: Final[tuple[_Pattern, ...]] = (
 
 _LLAMA: Final[tuple[_Pattern, ...]] = (
     (
-        rf"(?:load_tensors|llm_load_tensors):.*? model buffer size =\s*{_SIZE}",
+        rf"(?:load_tensors|llm_load_tensors):{_GAP} model buffer size =\s*{_SIZE}",
         (("weights", "sum"),),
     ),
     (
         (
-            rf"(?:llama_kv_cache\w*|KV self).*?size\s*=\s*{_SIZE} \(\s*{_COUNT} cells,\s*{_COUNT} "
-            rf"layers,.*?\), K \((\w+)\):\s*{_SIZE}, V \((\w+)\):\s*{_SIZE}"
+            rf"(?:llama_kv_cache\w*|KV self){_GAP}size\s*=\s*{_SIZE} "
+            rf"\(\s*{_COUNT} cells,\s*{_COUNT} layers,{_GAP}\), "
+            rf"K \((\w+)\):\s*{_SIZE}, V \((\w+)\):\s*{_SIZE}"
         ),
         (
             ("pool", "sum"),

@@ -64,7 +64,7 @@ class Comparison(Described):
 
     def cells(self) -> tuple[str, str, str, str]:
         """Return the term's row as text: printed, computed, difference and share."""
-        share = "" if self.relative is None else f"{100 * self.relative:+.2f} %"
+        share = "" if self.relative is None else f"{_signed(100 * self.relative, '+')} %"
         return (
             _text(self.printed, self.unit),
             _text(self.computed, self.unit),
@@ -129,8 +129,10 @@ class Reconciliation(Described):
             if pool is not None and pool.difference is not None:
                 return f"{what}, which explains most of the pool's {pool.cells()[2]}"
             return what
+        if pool is not None and pool.agrees:
+            return "the pool is what is computed, to the printed digits"
         if pool is not None and pool.difference is not None:
-            return f"the pool is computed to {pool.cells()[2]}"
+            return f"the pool is computed {pool.cells()[2]}; each of its terms agrees"
         return "no figure contradicts another"
 
     def explain(self) -> str:
@@ -159,10 +161,16 @@ def _text(value: float | None, unit: str, sign: str = "") -> str:
     if value is None:
         return ""
     if unit == "bytes":
-        return f"{value / GiB:{sign}.2f} GiB"
+        return f"{_signed(value / GiB, sign)} GiB"
     if unit in {"requests", "bytes a token"}:
-        return f"{value:{sign},.2f}".replace(",", " ")
+        return _signed(value, sign)
     return f"{round(value):{sign},}".replace(",", " ")
+
+
+def _signed(value: float, sign: str) -> str:
+    """Return two decimals, in groups of three digits; what rounds to 0 has no sign."""
+    text = f"{value:{sign},.2f}".replace(",", " ")
+    return text.lstrip("+-") if not float(text.replace(" ", "")) else text
 
 
 def reconcile(
@@ -206,15 +214,15 @@ def reconcile(
     meta-llama/Llama-3.1-8B: vllm 0.19.0 as vllm-0.19
     term              printed    computed  difference
     visible         79.19 GiB
-    requested       75.23 GiB   75.23 GiB   +0.00 GiB  +0.00 %
-    weights         14.99 GiB   14.99 GiB   -0.00 GiB  -0.01 %
-    pool            58.11 GiB   58.11 GiB   -0.00 GiB  -0.01 %
-    tokens            476 016     476 032         +16  +0.00 %
-    concurrency         58.11       58.11       -0.00  -0.00 %
-    bytes a token  131 077.82  131 072.00       -5.82  -0.00 %
+    requested       75.23 GiB   75.23 GiB    0.00 GiB   0.00 %
+    weights         14.99 GiB   14.99 GiB    0.00 GiB  -0.01 %
+    pool            58.11 GiB   58.11 GiB    0.00 GiB  -0.01 %
+    tokens            476 016     476 032         +16   0.00 %
+    concurrency         58.11       58.11        0.00   0.00 %
+    bytes a token  131 077.82  131 072.00       -5.82   0.00 %
     tokens: from the printed pool
     concurrency: from the printed pool
-    the pool is computed to -0.00 GiB
+    the pool is what is computed, to the printed digits
     """
     log = parse_log(log_text)
     spec = _model(model, log)
