@@ -33,7 +33,6 @@ remainder. Parameters never depend on the layout.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -380,8 +379,10 @@ class Rank:
 
     def on(self, stage: Stage) -> Rank:
         """Return the rank in the same place of another stage."""
-        other = copy(self)
-        other.stage = stage
+        other = object.__new__(Rank)
+        other.layout, other.stage = self.layout, stage
+        other.replica, other.tensor_rank = self.replica, self.tensor_rank
+        other._own, other._joint, other._experts = self._own, self._joint, self._experts
         return other
 
     @property

@@ -37,7 +37,14 @@ def scheme(weights: str | Format | Scheme, spec: ModelSpec) -> Scheme:
     q.weight awq-int4-g128
     """
     if type(weights) is str:
-        return Uniform(get(weights)) if weights in PLAIN else _named(weights, spec)
+        if weights in PLAIN:
+            return Uniform(get(weights))
+        # Resolving which modules a scheme covers takes longer than an answer does.
+        known = spec.ledger.schemes
+        if weights not in known:
+            known[weights] = _named(weights, spec)
+        found: Scheme = known[weights]
+        return found
     if isinstance(weights, Format):
         return Uniform(weights)
     if isinstance(weights, Scheme):

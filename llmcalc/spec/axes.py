@@ -37,6 +37,9 @@ _SPLITS: Final = {
     "vocab": "uneven",
 }
 
+#: The axes that any kind of parallelism divides.
+_DIVIDED: Final = frozenset({*_SPLITS, "experts"})
+
 
 @attrs.frozen(repr=False, eq=False)
 class Axis(Described):
@@ -93,6 +96,11 @@ def factors(pieces: tuple[Axes, ...], split: Split = WHOLE) -> tuple[Factor, ...
     parts = [factors((piece,), split) for piece in pieces]
     total = sum(prod(size for size, _ in part) for part in parts)
     return ((total, " + ".join("*".join(name for _, name in part) for part in parts)),)
+
+
+def is_divided(pieces: tuple[Axes, ...]) -> bool:
+    """Whether a rank may hold less of a dimension than all of it."""
+    return any(axis.name in _DIVIDED for piece in pieces for axis in piece)
 
 
 def is_split(axis: Axis) -> bool:

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
-from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, factors
+from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, factors, is_divided
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "Place", "StoredTensor"]
@@ -79,10 +79,12 @@ class StoredTensor(Described):
     places: tuple[Place, ...] = ()
     row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
     column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
+    _divided: tuple[bool, bool] = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "row_factors", factors(self.rows))
         object.__setattr__(self, "column_factors", factors(self.columns))
+        object.__setattr__(self, "_divided", (is_divided(self.rows), is_divided(self.columns)))
 
     @property
     def active_factors(self) -> tuple[Factor, ...]:
@@ -104,7 +106,11 @@ class StoredTensor(Described):
         """Return the factors of the rows and of the columns that one rank holds."""
         if split is WHOLE:
             return self.row_factors, self.column_factors
-        return factors(self.rows, split), factors(self.columns, split)
+        rows, columns = self._divided
+        return (
+            factors(self.rows, split) if rows else self.row_factors,
+            factors(self.columns, split) if columns else self.column_factors,
+        )
 
 
 #: The rows of a vector: one piece, the empty product.
@@ -115,7 +121,8 @@ class Ledger:
     """The entries of one model; `tensors` are its distinct stored weights.
 
     `buffers` are stored with them and are no parameters. `caches` are the caches that a request
-    holds; `cache_reads` also those that a layer reads and another one holds.
+    holds; `cache_reads` also those that a layer reads and another one holds. `schemes` keeps what
+    `llmcalc.formats.scheme` found out about the modules.
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -129,7 +136,15 @@ class Ledger:
     ('attention', 'decoder', 'q') 2
     """
 
-    __slots__ = ("_weight_reads", "buffers", "cache_reads", "caches", "entries", "tensors")
+    __slots__ = (
+        "_weight_reads",
+        "buffers",
+        "cache_reads",
+        "caches",
+        "entries",
+        "schemes",
+        "tensors",
+    )
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self.entries = tuple(entries)
@@ -139,6 +154,7 @@ class Ledger:
         self.caches = tuple((entry, cache) for entry, cache in caches if cache.held)
         self.cache_reads = tuple(caches)
         self._weight_reads: tuple[tuple[Entry, StoredTensor], ...] | None = None
+        self.schemes: dict[str, Any] = {}
 
     @property
     def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
