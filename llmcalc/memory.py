@@ -6,6 +6,7 @@ Counting:
 * `layer_parameters`: parameters of one layer of each kind.
 * `active_parameters`: those that one token passes through.
 * `buffers`: what is stored with the parameters and is none.
+* `multi_token_parameters`: those of modules that predict further tokens.
 * `weight_bytes`: bytes of the weights on one device.
 * `kv_cache_bytes`: bytes that requests hold between steps on one device.
 
@@ -39,14 +40,22 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
 import attrs
 
 from llmcalc import formats
-from llmcalc.boundary import choice, elementwise, evaluate, is_array, smaller, whole_number
+from llmcalc.boundary import (
+    choice,
+    elementwise,
+    evaluate,
+    flag_argument,
+    is_array,
+    smaller,
+    whole_number,
+)
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
-from llmcalc.spec.axes import Axes, factors
+from llmcalc.spec.axes import Axes, Axis, factors
 from llmcalc.spec.items import Cache, CacheRole
-from llmcalc.spec.ledger import Entry
+from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Window
 from llmcalc.units import Bytes, Params, format_integer, format_quantity
@@ -67,6 +76,7 @@ __all__ = [
     "layer_parameters",
     "max_batch_size",
     "max_context",
+    "multi_token_parameters",
     "parameters",
     "weight_bytes",
 ]
@@ -97,11 +107,7 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
     >>> dict(memory.parameters(spec).by(1))
     {'': 12864, 'decoder': 73984}
     """
-    terms = [
-        Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
-        for tensor in spec.ledger.tensors
-    ]
-    return Breakdown(Params, f"Parameters of {spec.name}", terms)
+    return Breakdown(Params, f"Parameters of {spec.name}", map(_parameters, spec.ledger.tensors))
 
 
 def layer_parameters(spec: ModelSpec) -> Breakdown[Params]:
@@ -158,7 +164,7 @@ def active_parameters(spec: ModelSpec) -> Breakdown[Params]:
     return Breakdown(Params, f"Active parameters of {spec.name}", terms)
 
 
-def buffers(spec: ModelSpec) -> Breakdown[Params]:
+def buffers(spec: ModelSpec, *, multi_token: bool = False) -> Breakdown[Params]:
     r"""Return the elements that are stored with the parameters without being any.
 
     No gradient changes them: offsets of experts' scores that training sets by their load, tables
@@ -166,7 +172,8 @@ def buffers(spec: ModelSpec) -> Breakdown[Params]:
     the decays of lightning attention. These are the persistent buffers of transformers' modules,
     what their ``state_dict`` has more than the parameters. `parameters`, `active_parameters` and
     `weight_bytes` leave them out, as model cards do; checkpoints hold them, so that the elements
-    of all tensors in their files, which the Hugging Face hub shows, count them too.
+    of all tensors in their files, which the Hugging Face hub shows, count them too. With
+    `multi_token` those of the modules that predict further tokens are counted as well.
 
     >>> from llmcalc import load_model, memory
     >>> deepseek = load_model("deepseek-v3")
@@ -177,11 +184,48 @@ def buffers(spec: ModelSpec) -> Breakdown[Params]:
     >>> memory.parameters(deepseek).total + memory.buffers(deepseek).total
     671026419200
     """
-    terms = [
-        Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
-        for tensor in spec.ledger.buffers
-    ]
-    return Breakdown(Params, f"Buffers of {spec.name}", terms)
+    flag_argument(multi_token, "multi_token")
+    ledgers = (spec.ledger, spec.multi_token_ledger) if multi_token else (spec.ledger,)
+    tensors = (tensor for ledger in ledgers for tensor in ledger.buffers)
+    return Breakdown(Params, f"Buffers of {spec.name}", map(_parameters, tensors))
+
+
+def multi_token_parameters(spec: ModelSpec, *, copies: bool = False) -> Breakdown[Params]:
+    r"""Return the parameters of the modules that predict further tokens (multi-token prediction).
+
+    .. math:: P = n \, (P_\text{layer} + 2 H^2 + 3 H)
+
+    A model that was trained to predict several tokens may keep the modules for them in its
+    checkpoint, and an engine may draft with them. `parameters` leaves them out, and so does every
+    other function. A module has a layer of its own (DeepSeek-V3: one with experts), a matrix that
+    joins the embedding of a token and the hidden state, each of `H` elements, and their norms and
+    the result's. `load_model` counts the modules that the config states (for most models
+    ``num_nextn_predict_layers``); `ModelSpec.notes` says where it does not.
+
+    The embedding and the head are the model's own. The checkpoints of DeepSeek-V3 and GLM-4.5
+    hold a copy of both for each module, those of Qwen3-Next and DeepSeek-V4 none: `copies` counts
+    them.
+
+    >>> from llmcalc import load_model, memory
+    >>> deepseek = load_model("deepseek-v3")
+    >>> memory.multi_token_parameters(deepseek).total
+    11610067968
+    >>> memory.multi_token_parameters(deepseek, copies=True).total
+    13463426048
+    """
+    flag_argument(copies, "copies")
+    tensors = list(spec.multi_token_ledger.tensors)
+    if copies:
+        embed = Axis("embed", spec.embed_dim)
+        for module in spec.multi_token:
+            tensors += Ledger(module.copies(embed, spec.embedding.vocab)).tensors
+    title = f"Multi-token prediction of {spec.name}"
+    return Breakdown(Params, title, map(_parameters, tensors))
+
+
+def _parameters(tensor: StoredTensor) -> Term[int]:
+    """Give the elements of a stored weight."""
+    return Term(tensor.path, tensor.row_factors + tensor.column_factors + tensor.times)
 
 
 def weight_bytes(

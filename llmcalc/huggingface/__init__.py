@@ -152,6 +152,7 @@ def _read_language_model(
             "torch_dtype",
             "quantization_config",
             "compression_config",
+            "mtp_config",
         )
         if field in values
     }

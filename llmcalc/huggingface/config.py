@@ -326,6 +326,10 @@ class Config:
             ) from problem
         return QuantizedCheckpoint(wide=known, quantization=text)
 
+    def was_read(self, name: str) -> bool:
+        """Return whether a reader asked for the field, or passed over it."""
+        return name in self._read
+
     def unread(self) -> tuple[str, ...]:
         """Return the given fields that neither the reader nor the model class knows."""
         known = self._read | _BOOKKEEPING | self._defaults.keys() | self._aliases.keys()

@@ -5,13 +5,14 @@ modelling source of transformers, which it names. They share:
 
 * `mixture`: a model whose layers have experts, or a dense feed-forward, by a plan.
 * `experts`: the mixture of experts of the usual fields.
+* `further`: the modules that predict further tokens, of the usual fields.
 * `dense_first`, `mlp_kinds`: plans of the layers that have experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 import attrs
 
@@ -27,7 +28,9 @@ from llmcalc.huggingface.reading import (
     feed_forward,
     head_dim,
     layer_kinds,
+    num_predicted,
     pre_norm,
+    predicted,
     rms_norm,
     rotary,
     window_kinds,
@@ -46,6 +49,7 @@ from llmcalc.spec.convolved import (
 from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.multi_token import MultiToken
 from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
@@ -72,6 +76,7 @@ __all__ = [
     "experts",
     "doge",
     "flint",
+    "further",
     "glm4_moe",
     "gpt_oss",
     "granitemoe",
@@ -130,6 +135,20 @@ def experts(
     )
 
 
+#: What composes the layer of a kind of attention, with experts or without.
+_Make: TypeAlias = Callable[[tuple[str, bool]], Layer]
+
+
+def further(config: Config, kind: str = FULL) -> Callable[[_Make], tuple[MultiToken, ...]]:
+    """Return what makes DeepSeek's modules for further tokens: one layer with experts each."""
+
+    def make_modules(make: _Make) -> tuple[MultiToken, ...]:
+        count = num_predicted(config)
+        return predicted([make((kind, True))] * count, rms_norm(config)) if count else ()
+
+    return make_modules
+
+
 def mixture(
     config: Config,
     name: str,
@@ -141,6 +160,7 @@ def mixture(
     mixer: Callable[[str], Part],
     norm: Norm | None = None,
     layer: Callable[..., Layer] = pre_norm,
+    predicts: Callable[[_Make], tuple[MultiToken, ...]] | None = None,
     head_bias: bool = False,
     **options: Any,
 ) -> ModelSpec:
@@ -148,7 +168,9 @@ def mixture(
 
     `kinds` are the kinds of attention layers, which `mixer` makes; `sparse` says which layers
     have experts, which `routed` makes, instead of what `dense` makes: by default all. `layer`
-    composes a layer of a norm and two parts; `options` are further ones of `assemble`.
+    composes a layer of a norm and two parts; `predicts` makes the modules that predict
+    further tokens, with what composes a layer of either kind. `options` are further ones of
+    `assemble`.
     """
     norm = norm or rms_norm(config)
     layers = config.num_layers()
@@ -159,6 +181,8 @@ def mixture(
         return layer(norm, mixer(kind), routed() if has_experts else make_dense())
 
     plan = zip(kinds or [FULL] * layers, sparse or [True] * layers, strict=True)
+    if predicts is not None:
+        options["multi_token"] = predicts(make)
     return assemble(
         config,
         name,
@@ -430,6 +454,7 @@ def mellum(config: Config, name: str) -> ModelSpec:
         config,
         name,
         lambda: experts(config, "num_experts"),
+        predicts=lambda make: _mellum_further(config, make),
         sparse=mlp_kinds(config, 0),
         kinds=window_kinds(config, lambda _: False),
         mixer=lambda kind: _attention(
@@ -439,6 +464,19 @@ def mellum(config: Config, name: str) -> ModelSpec:
             **_head_norms(config, **_biases(config)),
         ),
     )
+
+
+def _mellum_further(config: Config, make: _Make) -> tuple[MultiToken, ...]:
+    """Compose the module that predicts a further token: there is one at most."""
+    count = num_predicted(config)
+    if count > 1:
+        raise InvalidValueError("num_nextn_predict_layers", count, "must be 0 or 1")
+    if not count:
+        return ()
+    kinds = layer_kinds(config, count, (FULL, SLIDING), "mtp_layer_types")
+    inner = layer_kinds(config, count, ("dense", "sparse"), "mtp_mlp_layer_types")
+    layer = make((kinds[0] if kinds else SLIDING, inner is None or inner[0] == "sparse"))
+    return predicted([layer], rms_norm(config))
 
 
 def doge(config: Config, name: str) -> ModelSpec:
@@ -477,6 +515,7 @@ def glm4_moe(config: Config, name: str) -> ModelSpec:
         config,
         name,
         lambda: experts(config, "n_routed_experts", shared_count="n_shared_experts", balanced=True),
+        predicts=further(config),
         sparse=dense_first(config),
         mixer=lambda _: _attention(
             config,
@@ -536,6 +575,7 @@ def exaone_moe(config: Config, name: str) -> ModelSpec:
         config,
         name,
         lambda: experts(config, "num_experts", shared_count="num_shared_experts", balanced=True),
+        predicts=lambda make: _joined_once([make((FULL, False))] * num_predicted(config), config),
         sparse=mlp_kinds(config, "first_k_dense_replace"),
         kinds=window_kinds(
             config, lambda index: (index + 1) % config.size("sliding_window_pattern") != 0
@@ -547,6 +587,13 @@ def exaone_moe(config: Config, name: str) -> ModelSpec:
             **_head_norms(config),
         ),
     )
+
+
+def _joined_once(layers: list[Layer], config: Config) -> tuple[MultiToken, ...]:
+    """Return one module of all layers, which read what is joined once."""
+    if not layers:
+        return ()
+    return (MultiToken(count=1, layers=tuple(layers), norm=rms_norm(config)),)
 
 
 def hy_v3(config: Config, name: str) -> ModelSpec:
@@ -565,6 +612,7 @@ def hy_v3(config: Config, name: str) -> ModelSpec:
         config,
         name,
         routed,
+        predicts=further(config),
         sparse=mlp_kinds(config, 1),
         dense=lambda: feed_forward(config, bias=config.flag("mlp_bias")),
         mixer=lambda _: _attention(
@@ -647,6 +695,9 @@ def ernie4_5_moe(config: Config, name: str) -> ModelSpec:
             shared_count="moe_num_shared_experts",
             shared_bias=bias and config.count("moe_num_shared_experts") > 0,
             router_correction=True,
+        ),
+        predicts=lambda make: predicted(
+            [make((FULL, False))] * num_predicted(config), rms_norm(config), last_norm="none"
         ),
         sparse=[(i + 1) % step == 0 and start <= i <= last for i in range(layers)],
         dense=lambda: feed_forward(config, bias=bias),
@@ -1160,6 +1211,7 @@ def inkling_text(config: Config, name: str) -> ModelSpec:
     Windowed layers have heads of their own (``models/inkling/configuration_inkling.py``,
     ``modeling_inkling.py``).
     """
+    config = _with_further_fields(config)
     config.pass_over("number_of_conv_states")
     layers, kernel, norm = config.num_layers(), config.size("conv_kernel_size"), rms_norm(config)
     kinds = layer_kinds(config, layers, ("hybrid", "hybrid_sliding"))
@@ -1198,11 +1250,45 @@ def inkling_text(config: Config, name: str) -> ModelSpec:
         dense=lambda: attrs.evolve(feed_forward(config, inner), factor=True),
         sparse=mlp_kinds(config, config.integer("dense_mlp_idx", 0)),
         kinds=kinds,
+        predicts=lambda make: _inkling_further(config, make),
         mixer=lambda kind: _inkling_attention(config, kind, norm=norm),
         layer=layer,
         embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=norm),
         may_tie=False,
     )
+
+
+def _with_further_fields(config: Config) -> Config:
+    """Return the configuration with the fields that a whole model keeps in ``mtp_config``."""
+    given = config.given("mtp_config")
+    if given is None:
+        return config
+    if not isinstance(given, Mapping):
+        raise InvalidValueError("mtp_config", given, "must be an object or null")
+    fields = {
+        "num_nextn_predict_layers": "num_mtp_layers",
+        "chain_hidden_post_norm": "chain_hidden_post_norm",
+        "local_layer_ids": "mtp_local_layer_ids",
+    }
+    more = {own: given[field] for field, own in fields.items() if field in given}
+    config = config.overridden({own: more[own] for own in more if own not in config})
+    config.pass_over("mtp_config")
+    return config
+
+
+def _inkling_further(config: Config, make: _Make) -> tuple[MultiToken, ...]:
+    """Compose the modules that predict further tokens: dense, with one last norm or none."""
+    count = num_predicted(config, "num_mtp_layers")
+    local = config.get("mtp_local_layer_ids")
+    if local is not None and not isinstance(local, list | tuple):
+        raise InvalidValueError("mtp_local_layer_ids", local, "must list indices of layers")
+    kinds = ["hybrid_sliding" if index in (local or ()) else "hybrid" for index in range(count)]
+    chained = config.flag("chain_hidden_post_norm")
+    layers = each_once(kinds, lambda kind: make((kind, False)))
+    modules = predicted(layers, rms_norm(config), last_norm="none")
+    if not modules or not chained:
+        return modules
+    return (attrs.evolve(modules[0], last_norm="one"), *modules[1:])
 
 
 def zaya(config: Config, name: str) -> ModelSpec:

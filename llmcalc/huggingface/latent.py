@@ -16,7 +16,14 @@ import attrs
 from llmcalc.boundary import LARGEST_SIZE
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
-from llmcalc.huggingface.experts import always_silu, dense_first, experts, mixture, mlp_kinds
+from llmcalc.huggingface.experts import (
+    always_silu,
+    dense_first,
+    experts,
+    further,
+    mixture,
+    mlp_kinds,
+)
 from llmcalc.huggingface.reading import (
     FULL,
     SLIDING,
@@ -25,7 +32,9 @@ from llmcalc.huggingface.reading import (
     feed_forward,
     head_dim,
     layer_kinds,
+    num_predicted,
     pre_norm,
+    predicted,
     rms_norm,
     rotary,
 )
@@ -114,6 +123,7 @@ def deepseek_v3(config: Config, name: str) -> ModelSpec:
         config,
         name,
         lambda: _routed(config),
+        predicts=further(config),
         sparse=dense_first(config),
         mixer=lambda _: latent_attention(config),
     )
@@ -125,6 +135,7 @@ def glm4_moe_lite(config: Config, name: str) -> ModelSpec:
         config,
         name,
         lambda: _routed(config),
+        predicts=further(config),
         sparse=mlp_kinds(config, 1),
         mixer=lambda _: latent_attention(config),
     )
@@ -178,6 +189,7 @@ def _indexed(config: Config, name: str, kinds: list[str]) -> ModelSpec:
         config,
         name,
         lambda: _routed(config),
+        predicts=further(config, "full"),
         sparse=mlp_kinds(config, "first_k_dense_replace"),
         kinds=kinds,
         mixer=lambda kind: latent_attention(
@@ -459,6 +471,7 @@ def _dots3_sparse(config: Config) -> list[bool]:
 _WINDOWED: Final = "sliding_attention"
 _SPARSE: Final = "compressed_sparse_attention"
 _HEAVY: Final = "heavily_compressed_attention"
+_RATIOS: Final = {0: _WINDOWED, 4: _SPARSE, 128: _HEAVY}
 
 
 def deepseek_v4(config: Config, name: str) -> ModelSpec:
@@ -504,6 +517,11 @@ def deepseek_v4(config: Config, name: str) -> ModelSpec:
         dense=lambda: experts(config, "n_routed_experts", shared=shared, token_rows=tokens),
         sparse=_routed_by_score(config, layers),
         kinds=_compressed_kinds(config, layers),
+        predicts=lambda make: predicted(
+            each_once(_further_kinds(config, layers), lambda kind: make((kind, True))),
+            norm,
+            beside=(HyperHead(streams=streams),),
+        ),
         mixer=mixer,
         layer=lambda norm, mixer, inner: _hyper_layer(norm, mixer, inner, streams, combines=True),
         beside=(HyperHead(streams=streams),),
@@ -544,11 +562,19 @@ def _routed_by_score(config: Config, layers: int) -> list[bool]:
     return [kind == "moe" for kind in kinds[:layers]]
 
 
+def _further_kinds(config: Config, layers: int) -> list[str]:
+    """Return the kind of the layers that predict further tokens, listed after the others."""
+    count = num_predicted(config)
+    ratios: Any = config.given("compress_ratios") if config.get("layer_types") is None else None
+    listed = [_RATIOS[ratio] for ratio in (ratios or ())[layers : layers + count]]
+    return listed + [_WINDOWED] * (count - len(listed))
+
+
 def _compressed_kinds(config: Config, layers: int) -> list[str]:
     """Return the kind of every layer of a DeepSeek V4; a list may be longer than the model."""
     kinds: Any = config.get("layer_types")
     ratios: Any = config.given("compress_ratios")
-    known = {0: _WINDOWED, 4: _SPARSE, 128: _HEAVY}
+    known = _RATIOS
     if kinds is None and ratios is not None:
         if not isinstance(ratios, list | tuple) or any(
             type(ratio) is not int or ratio not in known for ratio in ratios

@@ -6,19 +6,22 @@
 * `assemble`: the model, from its layers.
 * `each_once`: the layers of a model with several kinds, each kind composed once.
 * `layer_kinds`, `window_kinds`, `window_span`: the plan of the layers.
+* `num_predicted`, `predicted`: modules that predict further tokens.
 * `rotary`, `activation`, `head_dim`, `rms_norm`, `notes`: single facts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from itertools import groupby
 from typing import Any, Final, TypeVar
 
-from llmcalc.errors import InvalidValueError, UnknownNameError
-from llmcalc.huggingface.config import LARGEST_NUMBER, Config
+from llmcalc.errors import InvalidValueError, UnknownNameError, shown
+from llmcalc.huggingface.config import LARGEST_NUMBER, MOST_LAYERS, Config
 from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.model import Beside, Block, Layer, ModelSpec, Part, runs
+from llmcalc.spec.multi_token import MultiToken
 from llmcalc.spec.parts import Embedding, Head, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
@@ -33,7 +36,9 @@ __all__ = [
     "head_dim",
     "layer_kinds",
     "notes",
+    "num_predicted",
     "pre_norm",
+    "predicted",
     "rms_norm",
     "rotary",
     "window_kinds",
@@ -51,6 +56,15 @@ _LEGACY_KINDS: Final = {
     "deepseek_sparse_attention": "indexed_attention",
     "qwen_sparse_attention": "indexed_attention",
 }
+
+#: The fields that say how many modules predict further tokens.
+_NUM_PREDICTED: Final = (
+    "num_nextn_predict_layers",
+    "num_mtp_layers",
+    "num_mtp_modules",
+    "mtp_num_hidden_layers",
+    "mtp_num_layers",
+)
 
 K = TypeVar("K", bound=Hashable)
 
@@ -169,6 +183,7 @@ def assemble(
     max_positions: str | None = "max_position_embeddings",
     may_tie: bool = True,
     beside: tuple[Beside, ...] = (),
+    multi_token: tuple[MultiToken, ...] = (),
     remarks: tuple[str, ...] = (),
 ) -> ModelSpec:
     """Return the model whose vocabulary, head and position limit are in the usual fields.
@@ -187,9 +202,29 @@ def assemble(
         ),
         max_positions=None if max_positions is None else config.optional_size(max_positions),
         beside=beside,
+        multi_token=multi_token,
         checkpoint=config.checkpoint_format(),
         notes=(*remarks, *notes(config)),
     )
+
+
+def num_predicted(config: Config, field: str = "num_nextn_predict_layers") -> int:
+    """Return how many modules predict further tokens: none where nothing says so, or null."""
+    if not config.knows(field) or config.get(field) is None:
+        return 0
+    count = config.count(field)
+    if count > MOST_LAYERS:
+        raise InvalidValueError(field, count, f"must be at most {MOST_LAYERS}")
+    return count
+
+
+def predicted(layers: Iterable[Layer], norm: Norm, **options: Any) -> tuple[MultiToken, ...]:
+    """Return modules of one layer each; `options` are further ones of `MultiToken`."""
+    modules = [
+        MultiToken(count=sum(1 for _ in equal), layers=(layer,), norm=norm, **options)
+        for layer, equal in groupby(layers)
+    ]
+    return tuple(modules)
 
 
 def head_dim(embed: int, heads: int) -> int:
@@ -304,9 +339,15 @@ def _positive(field: str, value: object) -> float:
 
 def notes(config: Config) -> tuple[str, ...]:
     """Return what a user should know of the reading."""
+    left = [
+        f"modules that predict further tokens are not counted ({field}: {shown(config.get(field))})"
+        for field in _NUM_PREDICTED
+        if field in config and not config.was_read(field) and config.get(field)
+    ]
+    config.pass_over(*_NUM_PREDICTED)
     unread = config.unread()
     if "per_layer_config" in unread and (layers := config.get("per_layer_config")):
         raise InvalidValueError(
             "per_layer_config", layers, f"must be empty: layers of a {config.model_type} are alike"
         )
-    return (f"fields that were not read: {', '.join(unread)}",) if unread else ()
+    return (*left, f"fields that were not read: {', '.join(unread)}") if unread else tuple(left)

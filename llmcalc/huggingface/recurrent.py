@@ -23,6 +23,7 @@ from llmcalc.huggingface.reading import (
     feed_forward,
     head_dim,
     layer_kinds,
+    num_predicted,
     pre_norm,
     rms_norm,
     rotary,
@@ -35,6 +36,7 @@ from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.items import Scale
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.multi_token import MultiToken
 from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.recurrent import (
@@ -258,27 +260,51 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
         )
 
     layers = each_once(_nemotron_plan(config), make)
-    return assemble(config, name, layers, final_norm=norm, may_tie=False)
+    modules: tuple[MultiToken, ...] = ()
+    if count := num_predicted(config):
+        kinds = _nemotron_further(config)
+        modules = (MultiToken(count=count, layers=tuple(each_once(kinds, make)), norm=norm),)
+    return assemble(config, name, layers, final_norm=norm, may_tie=False, multi_token=modules)
+
+
+#: The kinds of layers of a Nemotron-H, by the letters of its patterns.
+_NEMOTRON: Final = {"M": LINEAR, "E": "moe", "*": FULL, "-": "mlp"}
 
 
 def _nemotron_plan(config: Config) -> list[str]:
     """Return the kind of every layer; ``num_hidden_layers`` is ignored where a list is given."""
-    letters = {"M": LINEAR, "E": "moe", "*": FULL, "-": "mlp"}
     kinds = config.get("layers_block_type")
     if kinds is None and "hybrid_override_pattern" in config:
-        pattern = config.text("hybrid_override_pattern")
-        if not pattern or set(pattern) - letters.keys():
-            raise InvalidValueError(
-                "hybrid_override_pattern", pattern, f"must be made of {', '.join(letters)}"
-            )
-        _check_layers("hybrid_override_pattern", pattern)
-        return [letters[letter] for letter in pattern]
+        return _nemotron_pattern(config, "hybrid_override_pattern")
     if kinds is None:
-        return list(letters.values())
+        return list(_NEMOTRON.values())
+    return _nemotron_list(config, "layers_block_type")
+
+
+def _nemotron_further(config: Config) -> list[str]:
+    """Return the kinds of the layers of each module that predicts a further token."""
+    usual = [FULL, "moe"]
+    given = config.get("mtp_layers_block_type")
+    kinds = usual if given is None else _nemotron_list(config, "mtp_layers_block_type")
+    if kinds == usual and "mtp_hybrid_override_pattern" in config:
+        return _nemotron_pattern(config, "mtp_hybrid_override_pattern")
+    return kinds
+
+
+def _nemotron_pattern(config: Config, field: str) -> list[str]:
+    pattern = config.text(field)
+    if not pattern or set(pattern) - _NEMOTRON.keys():
+        raise InvalidValueError(field, pattern, f"must be made of {', '.join(_NEMOTRON)}")
+    _check_layers(field, pattern)
+    return [_NEMOTRON[letter] for letter in pattern]
+
+
+def _nemotron_list(config: Config, field: str) -> list[str]:
+    kinds = config.get(field)
     if not isinstance(kinds, list | tuple) or not kinds:
-        raise InvalidValueError("layers_block_type", kinds, "must list the kind of every layer")
-    _check_layers("layers_block_type", kinds)
-    return layer_kinds(config, len(kinds), tuple(letters.values()), "layers_block_type") or []
+        raise InvalidValueError(field, kinds, "must list the kind of every layer")
+    _check_layers(field, kinds)
+    return layer_kinds(config, len(kinds), tuple(_NEMOTRON.values()), field) or []
 
 
 def zamba(config: Config, name: str) -> ModelSpec:
@@ -403,6 +429,8 @@ def qwen3_5(config: Config, name: str) -> ModelSpec:
 
 
 def _qwen_delta(config: Config, name: str, sparse: list[bool]) -> ModelSpec:
+    further = "mtp_num_hidden_layers"
+    config.rename("num_nextn_predict_layers", further)
     norm = rms_norm(config)
     kinds = layer_kinds(config, len(sparse), (LINEAR, FULL))
     if kinds is None:
@@ -439,7 +467,13 @@ def _qwen_delta(config: Config, name: str, sparse: list[bool]) -> ModelSpec:
         return pre_norm(norm, part, inner)
 
     plan = zip(kinds, sparse, strict=True)
-    return assemble(config, name, each_once(plan, make), final_norm=norm)
+    count = num_predicted(config, further)
+    modules: tuple[MultiToken, ...] = ()
+    if count:
+        has_experts = config.model_type != "qwen3_5_text" and config.count("num_experts") > 0
+        layers = (make((FULL, has_experts)),) * count
+        modules = (MultiToken(count=1, layers=layers, norm=norm),)
+    return assemble(config, name, each_once(plan, make), final_norm=norm, multi_token=modules)
 
 
 def olmo_hybrid(config: Config, name: str) -> ModelSpec:

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from llmcalc.spec.hyper import HyperConnection, HyperHead
     from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
     from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
-    from llmcalc.spec.model import Beside, Block, Layer, LayerRun, ModelSpec, Part, Residual, runs
+    from llmcalc.spec.model import (
+        Beside,
+        Block,
+        Layer,
+        LayerRun,
+        ModelSpec,
+        Part,
+        Predictor,
+        Residual,
+        runs,
+    )
+    from llmcalc.spec.multi_token import MultiToken
     from llmcalc.spec.parallel import ParallelBlock
     from llmcalc.spec.parts import Embedding, Head, Norm
     from llmcalc.spec.per_layer import (
@@ -105,12 +116,14 @@ __all__ = [
     "MatrixMemory",
     "Mix",
     "ModelSpec",
+    "MultiToken",
     "Norm",
     "OutputConvolution",
     "ParallelBlock",
     "Part",
     "PerLayerEmbedding",
     "PerLayerInput",
+    "Predictor",
     "QuantizedCheckpoint",
     "RelativeAttention",
     "Remainder",
@@ -196,9 +209,11 @@ __getattr__, __dir__ = exports(
             "LayerRun",
             "ModelSpec",
             "Part",
+            "Predictor",
             "runs",
             "Residual",
         ),
+        "multi_token": ("MultiToken",),
         "parallel": ("ParallelBlock",),
         "parts": (
             "Embedding",

@@ -5,6 +5,7 @@
 * `LayerRun`: the same layer several times in a row; `runs` makes them from a list of layers.
 * `Part`: what a block can hold.
 * `Beside`: what stands beside the layers.
+* `Predictor`: modules after the layers that predict further tokens.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
   `ModelSpec.assignment_decoder` compose the usual ones from sizes.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Literal, Protocol
 
 import attrs
@@ -29,7 +30,17 @@ from llmcalc.spec.items import Item, Scale
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.parts import Embedding, Head, Norm
 
-__all__ = ["Beside", "Block", "Layer", "LayerRun", "ModelSpec", "Part", "Residual", "runs"]
+__all__ = [
+    "Beside",
+    "Block",
+    "Layer",
+    "LayerRun",
+    "ModelSpec",
+    "Part",
+    "Predictor",
+    "Residual",
+    "runs",
+]
 
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
@@ -71,6 +82,20 @@ class Beside(Protocol):
 
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit the entries in a model of width `embed`."""
+
+
+class Predictor(Protocol):
+    """Modules after the layers that predict further tokens: `MultiToken`."""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of each module, in order."""
+
+    def entries(self, embed: Axis) -> Iterator[Entry]:
+        """Emit what the modules hold, without the embedding and the head of the model."""
+
+    def copies(self, embed: Axis, vocab: Axis) -> Iterator[Entry]:
+        """Emit the copies of the model's token table and head that some checkpoints hold."""
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -147,12 +172,13 @@ def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     [('window', 2), ('decoder', 1)]
     """
     labels: dict[Layer, str] = {}
+    kinds: dict[str, int] = {}
     result: list[LayerRun] = []
     for layer, run in groupby(layers):
         if layer not in labels:
             label = "-".join(dict.fromkeys(part.label for part in layer.parts if part.label))
-            same = sum(name.partition(" ")[0] == label for name in labels.values())
-            labels[layer] = f"{label} {same + 1}" if same else label
+            same = kinds[label] = kinds.get(label, 0) + 1
+            labels[layer] = label if same == 1 else f"{label} {same}"
         result.append(LayerRun(count=sum(1 for _ in run), label=labels[layer], layer=layer))
     return tuple(result)
 
@@ -162,9 +188,10 @@ class ModelSpec(Described):
     """A decoder, described by sizes. Every quantity of it is a fold over its `ledger`.
 
     `max_positions` is the longest context that the model was made for, `None` where nothing
-    limits it. `beside` is what the model has once, beside its layers. `checkpoint` names the
-    format of the published weights where the config states it, or says how they are quantised.
-    `notes` says what a reader left out or did not read.
+    limits it. `beside` is what the model has once, beside its layers. `multi_token` are modules
+    that predict further tokens, which a step of the model itself does not use: they have a ledger
+    of their own. `checkpoint` names the format of the published weights where the config states
+    it, or says how they are quantised. `notes` says what a reader left out or did not read.
 
     >>> from llmcalc import ModelSpec, memory
     >>> llama = ModelSpec.dense(
@@ -183,12 +210,14 @@ class ModelSpec(Described):
     head: Head = attrs.field(validator=instance_of(Head))
     max_positions: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     beside: tuple[Beside, ...] = ()
+    multi_token: tuple[Predictor, ...] = ()
     checkpoint: str | QuantizedCheckpoint | None = None
     notes: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
-        for run in self.layers:
-            for part in run.layer.parts:
+        modules = (layer for module in self.multi_token for layer in module.layers)
+        for layer in chain((run.layer for run in self.layers), modules):
+            for part in layer.parts:
                 part.check_width(self.embed_dim)
         kinds: dict[str, Layer] = {}
         for run in self.layers:
@@ -211,6 +240,12 @@ class ModelSpec(Described):
     def ledger(self) -> Ledger:
         """The items of the model, each with how often it occurs."""
         return Ledger(self._entries())
+
+    @cached_property
+    def multi_token_ledger(self) -> Ledger:
+        """The items of the modules that predict further tokens."""
+        embed = Axis("embed", self.embed_dim)
+        return Ledger(chain.from_iterable(part.entries(embed) for part in self.multi_token))
 
     def _entries(self) -> Iterator[Entry]:
         embed = Axis("embed", self.embed_dim)

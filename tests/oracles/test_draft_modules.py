@@ -1,0 +1,204 @@
+"""Modules that predict further tokens, as published checkpoints and transformers have them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from llmcalc import LlmcalcError, ModelSpec, load_model, memory
+from llmcalc.spec import Linear
+from llmcalc.spec.ledger import Ledger
+from tests.truth import rows
+
+
+def _published(model_id: str) -> dict[str, Any]:
+    [row] = [row for row in rows("real_models") if row["model_id"] == model_id]
+    return row
+
+
+def _with_all_modules(spec: ModelSpec, *, copies: bool) -> int:
+    modules = memory.multi_token_parameters(spec, copies=copies)
+    return (memory.parameters(spec) + memory.buffers(spec, multi_token=True) + modules).total
+
+
+#: Published totals of the elements in a checkpoint that has modules for further tokens, and
+#: whether it has copies of the embedding and the head for them.
+PUBLISHED = {
+    "deepseek-ai/DeepSeek-V4-Flash": False,
+    "deepseek-ai/DeepSeek-V4-Pro": False,
+    "zai-org/GLM-4.5": True,
+    "zai-org/GLM-4.5-Air": True,
+}
+
+
+@pytest.mark.parametrize("model_id", PUBLISHED)
+def test_checkpoints_have_the_published_elements(model_id: str) -> None:
+    row = _published(model_id)
+    spec = load_model(row["config"])
+    total = _with_all_modules(spec, copies=PUBLISHED[model_id])
+    assert total == row["published_check"]["published"]
+
+
+def test_a_config_of_qwen3_next_does_not_state_the_module_in_its_checkpoint() -> None:
+    row = _published("Qwen/Qwen3-Next-80B-A3B-Instruct")
+    assert load_model(row["config"]).multi_token == ()
+    spec = load_model({**row["config"], "num_nextn_predict_layers": 1})
+    assert _with_all_modules(spec, copies=False) == row["published_check"]["published"]
+    assert spec == load_model({**row["config"], "mtp_num_hidden_layers": 1})
+
+
+def _block_scales(ledger: Ledger) -> int:
+    """Return the scales of 128 x 128 blocks of all matrices but routers, joins and heads."""
+    scales = 0
+    for entry in ledger.entries:
+        item = entry.item
+        if isinstance(item, Linear) and item.name not in {"router", "join", "output"}:
+            rows_of = sum(math.prod(axis.size for axis in piece) for piece in item.out)
+            columns = math.prod(axis.size for axis in item.into)
+            blocks = math.ceil(rows_of / 128) * math.ceil(columns / 128)
+            experts = 1 if item.experts is None else item.experts.size
+            scales += blocks * experts * (entry.count or 1)
+    return scales
+
+
+@pytest.mark.parametrize("model_id", ["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1"])
+def test_the_checkpoint_of_deepseek_v3_has_the_scales_of_blocks_too(model_id: str) -> None:
+    row = _published(model_id)
+    spec = load_model(row["config"])
+    scales = _block_scales(spec.ledger) + _block_scales(spec.multi_token_ledger)
+    total = _with_all_modules(spec, copies=True) + scales
+    assert total == row["published_check"]["published"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [row for row in rows("real_models") if "published_without_mtp" in row["published_check"]],
+    ids=lambda row: row["model_id"],
+)
+def test_without_the_modules_the_published_elements_are_parameters_and_buffers(
+    row: dict[str, Any],
+) -> None:
+    spec = load_model(row["config"])
+    total = (memory.parameters(spec) + memory.buffers(spec)).total
+    assert total == row["published_check"]["published_without_mtp"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row
+        for row in rows("real_models")
+        if "mtp_params" in row["published_check"].get("detail", {})
+    ],
+    ids=lambda row: row["model_id"],
+)
+def test_modules_have_the_recorded_parameters(row: dict[str, Any]) -> None:
+    config = dict(row["config"])
+    if row["model_type"] == "qwen3_next":
+        config["num_nextn_predict_layers"] = 1
+    spec = load_model(config)
+    copies = row["model_type"] != "qwen3_next"
+    offsets = memory.buffers(spec, multi_token=True).total - memory.buffers(spec).total
+    modules = memory.multi_token_parameters(spec, copies=copies).total + offsets
+    assert modules == row["published_check"]["detail"]["mtp_params"]
+
+
+#: Fields that give each model type modules which transformers can build, in a small model.
+BUILT: dict[str, list[dict[str, Any]]] = {
+    "deepseek_v3": [{"num_mtp_layers": 1}, {"num_mtp_layers": 3, "q_lora_rank": None}],
+    "glm4_moe": [{"num_mtp_layers": 1}, {"num_mtp_layers": 2, "use_qk_norm": True}],
+    "mellum": [
+        {"num_mtp_layers": 1},
+        {
+            "num_mtp_layers": 1,
+            "mtp_layer_types": ["full_attention"],
+            "mtp_mlp_layer_types": ["dense"],
+        },
+    ],
+    "inkling_text": [
+        {"num_mtp_layers": 1},
+        {"num_mtp_layers": 3, "mtp_local_layer_ids": [0, 2]},
+        {"num_mtp_layers": 2, "mtp_local_layer_ids": [0, 1], "chain_hidden_post_norm": True},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [(model_type, fields) for model_type, several in BUILT.items() for fields in several],
+)
+def test_modules_are_those_that_transformers_builds(
+    model_type: str, fields: dict[str, Any]
+) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from transformers import AutoModelForCausalLM
+    from transformers.modeling_layers import MtpModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    classes: Any = CONFIG_MAPPING
+    config = classes[model_type](num_hidden_layers=2, **fields)
+    with torch.device("meta"):
+        build: Any = AutoModelForCausalLM.from_config
+        model = build(config)
+        modules = MtpModel(model, config.num_mtp_layers)
+    shared = ("embed_tokens.", "shared_head.")
+    total = sum(
+        weight.numel() for name, weight in modules.named_parameters() if not name.startswith(shared)
+    )
+    spec = load_model(config.to_dict())
+    assert memory.multi_token_parameters(spec).total == total
+
+
+def test_modules_change_no_other_count() -> None:
+    row = _published("deepseek-ai/DeepSeek-V3")
+    with_it, without = (
+        load_model({**row["config"], "num_nextn_predict_layers": count}) for count in (1, 0)
+    )
+    assert with_it.multi_token
+    assert not without.multi_token
+    assert memory.multi_token_parameters(without).total == 0
+    assert memory.multi_token_parameters(without, copies=True).total == 0
+    for fold in (
+        memory.parameters,
+        memory.active_parameters,
+        memory.layer_parameters,
+        memory.buffers,
+    ):
+        assert fold(with_it) == fold(without)
+
+
+def test_every_module_adds_the_same() -> None:
+    row = _published("zai-org/GLM-4.5-Air")
+    one, three = (
+        load_model({**row["config"], "num_nextn_predict_layers": count}) for count in (1, 3)
+    )
+    for copies in (False, True):
+        single = memory.multi_token_parameters(one, copies=copies).total
+        assert memory.multi_token_parameters(three, copies=copies).total == 3 * single
+
+
+def test_modules_that_are_not_counted_are_noted() -> None:
+    [row] = [row for row in rows("default_configs") if row["model_type"] == "kimi_linear"]
+    [note] = load_model({**row["config"], "num_nextn_predict_layers": 1}).notes
+    assert note == (
+        "modules that predict further tokens are not counted (num_nextn_predict_layers: 1)"
+    )
+    assert not load_model({**row["config"], "num_nextn_predict_layers": 0}).notes
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, "1", 10**9])
+def test_a_wrong_number_of_modules_is_refused(count: object) -> None:
+    row = _published("deepseek-ai/DeepSeek-V3")
+    with pytest.raises(LlmcalcError, match="num_nextn_predict_layers"):
+        load_model({**row["config"], "num_nextn_predict_layers": count})
+
+
+def test_what_surrounds_the_layers_is_counted_by_hand() -> None:
+    row = _published("deepseek-ai/DeepSeek-V3")
+    spec = load_model(row["config"])
+    width = spec.embed_dim
+    layer = memory.layer_parameters(spec).by(1)["latent-experts"]
+    assert memory.multi_token_parameters(spec).total == layer + 2 * width**2 + 3 * width
