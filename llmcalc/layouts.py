@@ -228,6 +228,9 @@ class Layout(Described):
             self._check_context(spec)
 
     def _check_experts(self, spec: ModelSpec) -> None:
+        shared = self.expert_parallel or self.data_parallel_attention
+        if not shared and (self.engine is None or self.data_parallel == 1):
+            return
         experts = min(
             (
                 axis.size
@@ -250,8 +253,7 @@ class Layout(Described):
         if self.expert_parallel and self.expert_ranks > experts:
             rule = f"must give each of {self.expert_ranks} ranks one of the {experts} experts"
             raise InvalidValueError("expert_parallel", True, rule)
-        joint = self.expert_parallel or self.data_parallel_attention
-        if self.engine == "vllm" and self.data_parallel > 1 and not joint:
+        if self.engine == "vllm" and self.data_parallel > 1 and not shared:
             rule = (
                 "vLLM splits the experts over all data-parallel ranks: "
                 "data_parallel_attention or expert_parallel must be set"

@@ -295,23 +295,31 @@ class Weights:
         #: Bytes of one layer by label, and of what is stored once by the places that use it.
         self._counted: dict[tuple[Place, ...], int] = {}
         self._once: dict[tuple[Place, ...], int] = {}
-        uniform = storage.uniform is not None
+        uniform = storage.uniform
         for tensor in spec.ledger.tensors:
             rows, columns = tensor.share(rank.split(tensor))
-            times = tensor.times
-            if times and not uniform and len(storage.formats_of(tensor)) > 1:
-                self._varied[tensor.path] = tensor, rows, columns
-                self._kept.append((tensor, []))
-                continue
-            length = len(times)
-            stored, total = [], 0
-            for path, all_factors in storage.stored(tensor, rows, columns):
-                one = all_factors[:-length] if length else all_factors
+            times, format = tensor.times, uniform
+            if format is None:
+                kinds = storage.formats_of(tensor)
+                if times and len(kinds) > 1:
+                    self._varied[tensor.path] = tensor, rows, columns
+                    self._kept.append((tensor, []))
+                    continue
+                format = kinds[0][0]
+            if format.is_plain:
+                stored = [(tensor.path, rows + format.row_factors(columns))]
+            else:
+                length = len(times)
+                stored = [
+                    (path, found[:-length] if length else found)
+                    for path, found in storage.stored(tensor, rows, columns)
+                ]
+            total = 0
+            for _, one in stored:
                 product = 1
                 for factor, _ in one:
                     product *= factor
                 total += product
-                stored.append((path, one))
             self._kept.append((tensor, stored))
             sums = self._counted if times else self._once
             sums[tensor.places] = sums.get(tensor.places, 0) + total
