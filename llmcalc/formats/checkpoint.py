@@ -159,7 +159,12 @@ def _fp8(config: Mapping[str, Any], _wide: Format) -> _Read:
         name, scales = f"fp8 {rows}x{columns}", Extra("scales", size, rows=rows, columns=columns)
     format = Format(name=name, block_elements=1, block_bytes=1, extras=(scales, *more))
     ignored = _modules(config, "modules_to_not_convert", "ignored_layers") or ()
-    return _everywhere(format), (*HEAD, *ignored)
+    experts = config.get("expert_dtype")
+    if experts is not None and experts not in ("fp8", "fp4"):
+        raise InvalidValueError("expert_dtype", experts, "must be fp4 or fp8")
+    # DeepSeek-V4 has its routed experts in 4-bit floats with a scale for 32.
+    own = (Rule(format=get("mxfp4"), targets=EXPERTS),) if experts == "fp4" else ()
+    return (*own, *_everywhere(format)), (*HEAD, *ignored)
 
 
 def _fbgemm(config: Mapping[str, Any], _wide: Format) -> _Read:

@@ -304,7 +304,7 @@ class Config:
 
     def checkpoint_format(self) -> str | QuantizedCheckpoint | None:
         """Return the format of the checkpoint's weights, `None` where the file does not say."""
-        self._read.update(("dtype", "torch_dtype"))
+        self._read.update(("dtype", "torch_dtype", "expert_dtype"))
         value = self._values.get("dtype", self._values.get("torch_dtype"))
         known = None
         if value is not None:
@@ -318,6 +318,9 @@ class Config:
             quantization = self._values.get("compression_config")
         if quantization is None:
             return known
+        if isinstance(quantization, Mapping) and "expert_dtype" in self._values:
+            # DeepSeek-V4 states the format of its experts beside, not in, the rest.
+            quantization = {"expert_dtype": self._values["expert_dtype"], **quantization}
         try:
             text = json.dumps(quantization, default=repr)
         except (ValueError, TypeError, RecursionError) as problem:

@@ -68,10 +68,6 @@ def test_deepseek_v3_has_the_scales_that_its_checkpoint_has() -> None:
     assert scales == 4 * (41_540_496 - attention - mixture)
 
 
-def linear(rows: int, columns: int) -> torch.Tensor:
-    return torch.zeros(rows, columns)
-
-
 def nbytes(*tensors: torch.Tensor) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -108,15 +104,23 @@ def test_three_bits_fill_three_words_for_32_values() -> None:
     assert formats.get("gptq-int3-g128").bytes(rows=256, columns=512) == expected
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (100, 24), (4096, 1024)])
-def test_a_matrix_of_bitsandbytes_has_the_tensors_of_its_state(rows: int, columns: int) -> None:
-    # bitsandbytes QuantState.as_dict(packed=True), without the JSON text beside them.
-    blocks = -(-rows * columns // 64)
-    values = -(-rows * columns // 2)
-    single = values + 4 * blocks + 4 * 16
-    double = values + blocks + 4 * -(-blocks // 256) + 4 + 4 * 256 + 4 * 16
+#: Rows, columns, and the bytes of what bitsandbytes 0.50.2 `quantize_4bit` returns and the tensors
+#: of `QuantState.as_dict(packed=True)`, without and with double quantisation.
+BITSANDBYTES = [
+    (64, 64, 2368, 3204),
+    (100, 24, 1416, 2330),
+    (512, 1024, 294976, 271552),
+    (1000, 257, 144628, 133668),
+]
+
+
+@pytest.mark.parametrize(("rows", "columns", "single", "double"), BITSANDBYTES)
+def test_a_matrix_of_bitsandbytes_has_the_tensors_of_its_state(
+    rows: int, columns: int, single: int, double: int
+) -> None:
     assert formats.get("nf4-single").bytes(rows=rows, columns=columns) == single
-    assert formats.get("nf4").bytes(rows=rows, columns=columns) == double
+    # The offset, a float32, is in the state's JSON text in a file, and a tensor on a device.
+    assert formats.get("nf4").bytes(rows=rows, columns=columns) == double + 4
     assert formats.get("llm-int8").bytes(rows=rows, columns=columns) == rows * columns + 4 * rows
 
 
@@ -152,6 +156,15 @@ def test_layers_that_a_config_names_stay_wide() -> None:
     assert stored["up.weight bf16"] == 2 * size
     assert stored["up.weight fp8 per row"] == size
     assert stored["up.weight fp8 per row.scales"] == 4 * 14336
+
+
+def test_deepseek_v4_has_its_experts_in_four_bits() -> None:
+    spec = load_model("deepseek-ai/DeepSeek-V4-Flash")
+    scheme = formats.scheme("checkpoint", spec)
+    kinds = {t.path[-1]: scheme.format_of(t).name for t in spec.ledger.tensors if t.active}
+    assert set(kinds.values()) == {"mxfp4"}
+    others = {scheme.format_of(t).name for t in spec.ledger.tensors if not t.active}
+    assert others == {"bf16", "fp8 128x128"}
 
 
 def config(**quantization: Any) -> ModelSpec:
