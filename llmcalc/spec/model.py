@@ -164,6 +164,8 @@ class LayerRun(Described):
 def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     """Return the layers run-length encoded, each kind under a label made of its parts' labels.
 
+    Where no part has a label, it is made of their groups.
+
     >>> from llmcalc.spec import Attention, Block, Layer, Window, runs
     >>> full = Attention(query_heads=4, kv_heads=2, head_dim=16)
     >>> local = Attention(query_heads=4, kv_heads=2, head_dim=16, span=Window(8))
@@ -176,7 +178,9 @@ def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     result: list[LayerRun] = []
     for layer, run in groupby(layers):
         if layer not in labels:
-            label = "-".join(dict.fromkeys(part.label for part in layer.parts if part.label))
+            parts = tuple(layer.parts)
+            words = [part.label for part in parts if part.label] or [part.group for part in parts]
+            label = "-".join(dict.fromkeys(words))
             same = kinds[label] = kinds.get(label, 0) + 1
             labels[layer] = label if same == 1 else f"{label} {same}"
         result.append(LayerRun(count=sum(1 for _ in run), label=labels[layer], layer=layer))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import attrs
 import pytest
 
 from llmcalc import LlmcalcError, ModelSpec, load_model, memory
-from llmcalc.spec import Linear
+from llmcalc.spec import Linear, MultiToken, Norm
 from llmcalc.spec.ledger import Ledger
 from tests.truth import rows
 
@@ -202,3 +203,129 @@ def test_what_surrounds_the_layers_is_counted_by_hand() -> None:
     width = spec.embed_dim
     layer = memory.layer_parameters(spec).by(1)["latent-experts"]
     assert memory.multi_token_parameters(spec).total == layer + 2 * width**2 + 3 * width
+
+
+def _default(model_type: str) -> dict[str, Any]:
+    [row] = [row for row in rows("default_configs") if row["model_type"] == model_type]
+    config: dict[str, Any] = row["config"]
+    return config
+
+
+#: The fields that state modules, the labels of the layers in them, and how many norms and joins
+#: there are: what vLLM's modules of the same names hold.
+BY_HAND: dict[str, tuple[dict[str, Any], list[str], int, int]] = {
+    # ernie_mtp.py: dense, and no norm of the result
+    "ernie4_5_moe": ({"num_nextn_predict_layers": 1}, ["decoder"], 2, 1),
+    # exaone_moe_mtp.py: dense layers, joined once
+    "exaone_moe": ({"num_nextn_predict_layers": 2}, ["window", "window"], 3, 1),
+    # hy_v3_mtp.py
+    "hy_v3": ({"num_nextn_predict_layers": 2}, ["decoder-experts", "decoder-experts"], 6, 2),
+    # nemotron_h_mtp.py: each module has several layers
+    "nemotron_h": ({"num_nextn_predict_layers": 1}, ["decoder", "experts"], 3, 1),
+    # qwen3_5_mtp.py
+    "qwen3_5_text": ({"mtp_num_hidden_layers": 1}, ["decoder"], 3, 1),
+    "qwen3_5_moe_text": (
+        {"mtp_num_hidden_layers": 2},
+        ["decoder-experts", "decoder-experts"],
+        3,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("model_type", BY_HAND)
+def test_modules_are_layers_of_the_model_with_joins_and_norms(model_type: str) -> None:
+    fields, labels, norms, joins = BY_HAND[model_type]
+    spec = load_model({**_default(model_type), **fields})
+    one = memory.layer_parameters(spec).by(1)
+    width = spec.embed_dim
+    layers = sum(one[label] for label in labels)
+    expected = layers + joins * 2 * width**2 + norms * width
+    assert memory.multi_token_parameters(spec).total == expected
+
+
+def test_the_kinds_of_a_nemotrons_modules_may_be_a_pattern() -> None:
+    config = {**_default("nemotron_h"), "num_nextn_predict_layers": 1}
+    usual = load_model(config)
+    assert usual == load_model({**config, "mtp_layers_block_type": None})
+    assert usual == load_model({**config, "mtp_hybrid_override_pattern": "*E"})
+    one = memory.layer_parameters(usual).by(1)["decoder"]
+    more = load_model({**config, "mtp_hybrid_override_pattern": "**E"})
+    added = memory.multi_token_parameters(more).total - memory.multi_token_parameters(usual).total
+    assert added == one
+    for pattern in ("", "*X"):
+        with pytest.raises(LlmcalcError, match="mtp_hybrid_override_pattern"):
+            load_model({**config, "mtp_hybrid_override_pattern": pattern})
+    with pytest.raises(LlmcalcError, match="mtp_layers_block_type"):
+        load_model({**config, "mtp_layers_block_type": ["nothing"]})
+
+
+def test_a_multimodal_inkling_states_its_modules_in_an_object_of_their_own() -> None:
+    inner = _default("inkling_text")
+    fields = ("num_mtp_layers", "chain_hidden_post_norm", "mtp_local_layer_ids")
+    absent = {key: value for key, value in inner.items() if key not in fields}
+    modules = {"num_nextn_predict_layers": 2, "local_layer_ids": [1]}
+    wrapper = {"model_type": "inkling_mm_model", "mtp_config": modules}
+    whole = load_model({**wrapper, "text_config": absent})
+    alone = load_model({**absent, "num_mtp_layers": 2, "mtp_local_layer_ids": [1]})
+    assert whole.multi_token
+    assert whole.multi_token == alone.multi_token
+    # what the text model says itself comes first
+    own = {**absent, "num_mtp_layers": None}
+    assert not load_model({**wrapper, "text_config": own}).multi_token
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "named"),
+    [
+        ("mellum", {"num_nextn_predict_layers": 2}, "num_nextn_predict_layers"),
+        ("mellum", {"num_nextn_predict_layers": 1, "mtp_layer_types": ["x"]}, "mtp_layer_types"),
+        ("inkling_text", {"num_mtp_layers": 1, "mtp_local_layer_ids": 1}, "mtp_local_layer_ids"),
+        ("inkling_text", {"mtp_config": 1}, "mtp_config"),
+        ("deepseek_v4", {"mlp_layer_types": "moe"}, "mlp_layer_types"),
+        ("deepseek_v4", {"mlp_layer_types": ["moe"]}, "mlp_layer_types"),
+        ("deepseek_v4", {"mlp_layer_types": ["dense"] * 100}, "mlp_layer_types"),
+    ],
+)
+def test_what_contradicts_is_refused(model_type: str, fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(LlmcalcError, match=named):
+        load_model({**_default(model_type), **fields})
+
+
+def test_the_layers_of_a_deepseek_v4_that_look_experts_up_may_be_listed_or_counted() -> None:
+    config = {
+        key: value for key, value in _default("deepseek_v4").items() if "mlp_layer" not in key
+    }
+    layers = config["num_hidden_layers"]
+    kinds = ["hash_moe"] * 2 + ["moe"] * (layers - 2)
+    counted = load_model({**config, "num_hash_layers": 2})
+    listed = load_model({**config, "mlp_layer_types": kinds})
+    assert memory.buffers(counted).total == memory.buffers(listed).total
+    table, offsets = (
+        config["vocab_size"] * config["num_experts_per_tok"],
+        config["n_routed_experts"],
+    )
+    assert memory.buffers(counted).total == 2 * table + (layers - 2) * offsets
+
+
+@pytest.mark.parametrize("wrong", [1, None, "yes"])
+def test_flags_are_true_or_false(wrong: Any) -> None:
+    spec = load_model("deepseek-v3")
+    with pytest.raises(LlmcalcError, match="copies"):
+        memory.multi_token_parameters(spec, copies=wrong)
+    with pytest.raises(LlmcalcError, match="multi_token"):
+        memory.buffers(spec, multi_token=wrong)
+
+
+def test_a_decoder_that_does_not_have_the_modules_refuses_them() -> None:
+    pytest.importorskip("torch")
+    from llmcalc.models.tiny_decoder import TinyDecoder
+
+    plain = ModelSpec.assignment_decoder(
+        vocab_size=10, d_model=8, d_ff=16, num_layers=1, max_seq_len=16
+    )
+    module = MultiToken(count=1, layers=(plain.layers[0].layer,), norm=Norm(kind="layer"))
+    spec = attrs.evolve(plain, multi_token=(module,))
+    assert memory.parameters(spec).total == memory.parameters(plain).total
+    with pytest.raises(LlmcalcError, match="multi_token"):
+        TinyDecoder(spec)
