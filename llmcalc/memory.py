@@ -281,6 +281,33 @@ def _ranks(
     return (layout.rank(rank, spec),)
 
 
+def _check_blocks(
+    tensor: StoredTensor,
+    format: Format,
+    rows: tuple[Factor, ...],
+    columns: tuple[Factor, ...],
+    rank: Rank,
+) -> None:
+    """Refuse, as engines do, a share that cuts through the blocks that have one scale."""
+    # Experts are matrices of their own, which stand first among the rows' factors.
+    apart = int(tensor.active is not None and len(tensor.rows) == 1)
+    for whole, own, name in (
+        (tensor.row_factors[apart:], rows[apart:], "rows"),
+        (tensor.column_factors, columns, "columns"),
+    ):
+        held = prod([size for size, _ in own])
+        if held == prod([size for size, _ in whole]):
+            continue
+        for extra in format.extras:
+            block = extra.rows if name == "rows" else extra.columns
+            if block is not None and held % block:
+                rule = (
+                    f"must leave whole blocks of {block} {name}: a rank would hold {held} of "
+                    f"{tensor.path[-1]} in {format.name}, which {rank.layout.engine} refuses"
+                )
+                raise InvalidValueError("tensor_parallel", rank.split(tensor).ranks, rule)
+
+
 class Weights:
     """The weights on those ranks of a layout that differ from `rank` in nothing but their stage."""
 
@@ -295,7 +322,7 @@ class Weights:
         #: Bytes of one layer by label, and of what is stored once by the places that use it.
         self._counted: dict[tuple[Place, ...], int] = {}
         self._once: dict[tuple[Place, ...], int] = {}
-        uniform = storage.uniform
+        uniform, engine = storage.uniform, rank.layout.engine
         for tensor in spec.ledger.tensors:
             rows, columns = tensor.share(rank.split(tensor))
             times, format = tensor.times, uniform
@@ -309,6 +336,8 @@ class Weights:
             if format.is_plain:
                 stored = [(tensor.path, rows + format.row_factors(columns))]
             else:
+                if engine is not None:
+                    _check_blocks(tensor, format, rows, columns, rank)
                 length = len(times)
                 stored = [
                     (path, found[:-length] if length else found)

@@ -88,6 +88,7 @@ class _Ledgers:
         self._totals: dict[Any, list[int]] = {}
         self._requests: dict[Any, list[int]] = {}
         self._allowed: dict[Any, bool] = {}
+        self.refusal: str | None = None
 
     def layouts(
         self, devices: int, engine: EngineName | None
@@ -152,12 +153,16 @@ class _Ledgers:
         return self._stages[key]
 
     def weights(self, layout: Layout, cut: tuple[Stage, ...], storage: Scheme) -> list[int]:
-        """Return the weights on the first rank of each stage."""
+        """Return the weights on the first rank of each stage; nothing if that is refused."""
         key = (*_sharing(layout), id(storage))
-        whole = (*key, layout.pipeline_parallel)
+        whole = (*key, layout.pipeline_parallel, layout.stage_layers)
         if whole not in self._totals:
             if key not in self._weights:
-                self._weights[key] = memory.Weights(self.spec, storage, Rank(layout, cut[0], 0, 0))
+                rank = Rank(layout, cut[0], 0, 0)
+                try:
+                    self._weights[key] = memory.Weights(self.spec, storage, rank)
+                except InvalidValueError as refused:
+                    self._weights[key], self.refusal = None, str(refused)
             held = self._weights[key]
             self._totals[whole] = [held.total(stage) for stage in cut] if held else []
         return self._totals[whole]
@@ -174,6 +179,7 @@ class _Ledgers:
             layout.tensor_parallel,
             layout.decode_context_parallel,
             layout.pipeline_parallel,
+            layout.stage_layers,
             layout.engine,
             id(elements),
         )
@@ -450,20 +456,9 @@ def plan(
     choice(order, "order", ("devices", "memory", "batch"))
     storages = _several(weights)
     keys = _several(kv)
-    for storage in storages:
-        search.scheme(storage)
-    for key in keys:
-        search.elements(key)
-    candidates = list(search.candidates(counts, layouts, engine))
-    options = [
-        option
-        for layout, cut in candidates
-        for storage in storages
-        for key in keys
-        for option in (search.option(layout, cut, storage, key),)
-    ]
     widths = {id(storage): search.width(storage) for storage in storages}
     cached = {id(key): search.request_width(key) for key in keys}
+    options = search.options(search.candidates(counts, layouts, engine), storages, keys)
     rows: list[tuple[Any, ...]] = []
     rank: tuple[float, ...]
     for number, option in enumerate(options):
@@ -536,7 +531,6 @@ class _Search:
         self.batch = whole_number(batch, "batch")
         self.state, self.index = state, index
         self.ledgers = _Ledgers(spec)
-        self.refusal: str | None = None
         self._schemes: dict[int, Any] = {}
         self._elements: dict[int, Any] = {}
 
@@ -559,7 +553,7 @@ class _Search:
                 ranks = layout.first_ranks(self.spec)
                 memory.Weights(self.spec, formats.scheme("bf16", self.spec), ranks[0])
             except LlmcalcError as refused:
-                self.refusal = str(refused)
+                self.ledgers.refusal = str(refused)
             else:
                 yield layout, layout.stages(self.spec)
 
@@ -587,22 +581,25 @@ class _Search:
         )
         return held.total
 
-    def option(self, layout: Layout, cut: tuple[Stage, ...], weights: Any, kv: Any) -> _Option:
-        """Return what a layout needs in these formats."""
-        storage, elements = self.scheme(weights), self.elements(kv)
-        if layout.stage_layers is None:
-            totals = self.ledgers.weights(layout, cut, storage)
-            requests = self.ledgers.requests(layout, cut, self.context, elements)
-        else:
-            ranks = layout.first_ranks(self.spec)
-            held = memory.Weights(self.spec, storage, ranks[0])
-            totals = [held.total(rank.stage) for rank in ranks]
-            pieces = memory.cache_pieces(self.spec, self.context, elements, ranks[0])
-            requests = memory.request_totals(pieces, ranks)
-        stages = tuple({*zip(totals, requests, strict=True)})
-        number = -(-self.batch // layout.data_parallel)
-        needed = max(held_ + number * request for held_, request in stages)
-        return _Option(layout, weights, kv, needed, stages)
+    def options(
+        self,
+        candidates: Iterable[tuple[Layout, tuple[Stage, ...]]],
+        weights: Iterable[Any],
+        kv: Iterable[Any],
+    ) -> list[_Option]:
+        """Return what the layouts need in these formats, unless they are refused in them."""
+        found = []
+        for layout, cut in candidates:
+            number = -(-self.batch // layout.data_parallel)
+            for storage in weights:
+                totals = self.ledgers.weights(layout, cut, self.scheme(storage))
+                for key in kv if totals else ():
+                    elements = self.elements(key)
+                    requests = self.ledgers.requests(layout, cut, self.context, elements)
+                    stages = tuple({*zip(totals, requests, strict=True)})
+                    needed = max(held + number * request for held, request in stages)
+                    found.append(_Option(layout, storage, key, needed, stages))
+        return found
 
     def placement(
         self, option: _Option, device: DeviceSpec | None, usable: int, most: int | None
@@ -628,7 +625,7 @@ class _Search:
     ) -> DoesNotFit:
         """Return the option that is short of least."""
         if not options or not devices:
-            return DoesNotFit(closest=None, refusal=self.refusal)
+            return DoesNotFit(closest=None, refusal=self.ledgers.refusal)
         device, usable = max(devices, key=lambda pair: pair[1])
         option = min(options, key=lambda option: option.needed)
         held = max(weights for weights, _ in option.stages)
@@ -698,10 +695,7 @@ def fewest_devices(
         # The ranks of a layout hold the whole model at least.
         if count * usable < whole and count < most:
             continue
-        options = [
-            search.option(layout, cut, weights, kv)
-            for layout, cut in search.ledgers.layouts(count, engine)
-        ]
+        options = search.options(search.ledgers.layouts(count, engine), [weights], [kv])
         closest += options
         fitting = [option for option in options if option.needed <= usable]
         if fitting:
@@ -740,11 +734,12 @@ def smallest_tensor_parallel(
     """
     search = _Search(spec, context, batch, state, index)
     found, usable = _one_device(device, share, reserved_bytes)
+    search.width(weights)
     tried: list[_Option] = []
     for degree in range(1, whole_number(max_devices, "max_devices", minimum=1) + 1):
         layout = Layout(tensor_parallel=degree, engine=engine)
-        for allowed, cut in search.candidates((), (layout,), engine):
-            option = search.option(allowed, cut, weights, kv)
+        candidates = search.candidates((), (layout,), engine)
+        for option in search.options(candidates, [weights], [kv]):
             if option.needed <= usable:
                 return search.placement(option, found, usable, option.most(usable))
             tried.append(option)
@@ -779,11 +774,13 @@ def widest_format(
     """
     search = _Search(spec, context, batch, state, index)
     found, usable = _one_device(device, share, reserved_bytes)
+    several = _several(weights)
     chosen = Layout() if layout is None else layout
     cut = tuple(rank.stage for rank in chosen.first_ranks(spec))
-    options = [search.option(chosen, cut, storage, kv) for storage in _several(weights)]
+    widths = {id(storage): search.width(storage) for storage in several}
+    options = search.options([(chosen, cut)], several, [kv])
     fitting = [option for option in options if option.needed <= usable]
     if not fitting:
         return search.shortfall(options, [(found, usable)])
-    best = max(fitting, key=lambda option: search.width(option.weights))
+    best = max(fitting, key=lambda option: widths[id(option.weights)])
     return search.placement(best, found, usable, best.most(usable))

@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -73,6 +74,21 @@ def placed(draw: st.DrawFn, engines: bool = True) -> tuple[ModelSpec, Layout]:
     except LlmcalcError:
         assume(False)
     return spec, layout
+
+
+#: Plain formats, scales for channels, blocks and groups, zero points, a mix.
+WEIGHTS = st.sampled_from(
+    ["bf16", "int4", "fp8-channel", "fp8-block128", "awq-int4-g128", "nf4", "nvfp4", "Q4_K_M"]
+)
+
+
+def allowed(spec: ModelSpec, layout: Layout, weights: str) -> bool:
+    """Whether the layout's engine takes weights of this format, if it names one."""
+    try:
+        memory.weight_bytes(spec, weights=weights, layout=layout)
+    except LlmcalcError:
+        return False
+    return True
 
 
 def copies(tensor: StoredTensor, spec: ModelSpec, layout: Layout) -> int:
@@ -155,14 +171,15 @@ def test_the_ranks_caches_sum_to_the_whole_and_its_copies_item_by_item(
     assert total == expected
 
 
-@given(placed(), st.integers(0, 5000), st.integers(0, 40))
+@given(placed(), WEIGHTS, st.integers(0, 5000), st.integers(0, 40))
 def test_no_rank_holds_more_than_the_figures_without_a_rank(
-    case: tuple[ModelSpec, Layout], context: int, batch: int
+    case: tuple[ModelSpec, Layout], stored: str, context: int, batch: int
 ) -> None:
     spec, layout = case
+    assume(allowed(spec, layout, stored))
 
     def weights(rank: int | None = None) -> int:
-        return memory.weight_bytes(spec, weights="bf16", layout=layout, rank=rank).total
+        return memory.weight_bytes(spec, weights=stored, layout=layout, rank=rank).total
 
     def cached(rank: int | None = None) -> int:
         return memory.kv_cache_bytes(
@@ -173,21 +190,20 @@ def test_no_rank_holds_more_than_the_figures_without_a_rank(
         assert question() == max(question(rank=rank) for rank in range(layout.devices))
 
 
-@given(placed(), st.integers(1, 5000))
+@given(placed(), WEIGHTS, st.integers(1, 5000))
 def test_more_tensor_parallelism_never_raises_what_a_rank_holds(
-    case: tuple[ModelSpec, Layout], context: int
+    case: tuple[ModelSpec, Layout], stored: str, context: int
 ) -> None:
-    import attrs
-
     spec, layout = case
+    assume(allowed(spec, layout, stored))
     for factor in (2, 3, 4):
         more = attrs.evolve(layout, tensor_parallel=layout.tensor_parallel * factor)
         try:
-            wide = memory.weight_bytes(spec, weights="bf16", layout=more).total
+            wide = memory.weight_bytes(spec, weights=stored, layout=more).total
             held = memory.kv_cache_bytes(spec, context=context, kv="bf16", layout=more).total
         except LlmcalcError:
             continue
-        assert wide <= memory.weight_bytes(spec, weights="bf16", layout=layout).total
+        assert wide <= memory.weight_bytes(spec, weights=stored, layout=layout).total
         assert held <= memory.kv_cache_bytes(spec, context=context, kv="bf16", layout=layout).total
 
 
@@ -471,6 +487,23 @@ def test_degrees_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(LlmcalcError, match=message):
         Layout(**options)
+
+
+def test_engines_refuse_a_share_that_cuts_through_blocks_with_one_scale() -> None:
+    spec = model("Qwen3-235B-A22B")  # experts of 1536: 192 on each of 8 ranks
+
+    def held(weights: str, **layout: Any) -> int:
+        return memory.weight_bytes(
+            spec, weights=weights, layout=Layout(tensor_parallel=8, **layout)
+        ).total
+
+    with pytest.raises(LlmcalcError, match="whole blocks of 128 rows: a rank would hold 192 of"):
+        held("fp8-block128", engine="vllm")
+    with pytest.raises(LlmcalcError, match="whole blocks of 128 columns: a rank would hold 192"):
+        held("awq-int4-g128", engine="sglang")
+    assert held("fp8-block128") > 0
+    assert held("fp8-block128", expert_parallel=True, engine="vllm") > 0
+    assert held("fp8-channel", engine="vllm") > 0
 
 
 def test_a_layout_beside_a_degree_is_refused() -> None:

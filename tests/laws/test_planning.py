@@ -269,6 +269,27 @@ def test_a_plan_that_does_not_fit_says_what_is_short() -> None:
     assert "must divide query_heads (128)" in refused.best.reason
 
 
+def test_what_an_engine_refuses_in_a_format_is_passed_over() -> None:
+    spec = model("Qwen3-235B-A22B")
+    common: dict[str, Any] = {
+        "context": 1024,
+        "devices": "H200-SXM-141GB",
+        "counts": [8],
+        "engine": "vllm",
+    }
+    layouts = {row.layout for row in planning.plan(spec, weights="fp8-block128", **common)}
+    assert Layout(tensor_parallel=8, engine="vllm") not in layouts
+    assert Layout(tensor_parallel=8, expert_parallel=True, engine="vllm") in layouts
+    refused = planning.plan(
+        spec,
+        weights="fp8-block128",
+        layouts=[Layout(tensor_parallel=8, engine="vllm")],
+        **common,
+    )
+    assert isinstance(refused.best, DoesNotFit)
+    assert "whole blocks of 128 rows" in refused.best.reason
+
+
 def test_given_layouts_are_planned_for_alone() -> None:
     spec = model("Llama-3.1-8B")
     layout = Layout(pipeline_parallel=2, stage_layers=(20, 12), engine="vllm")
