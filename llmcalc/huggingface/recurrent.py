@@ -17,6 +17,7 @@ from llmcalc.huggingface.experts import dense_first, experts, mlp_kinds
 from llmcalc.huggingface.reading import (
     FULL,
     SLIDING,
+    activation,
     assemble,
     attention,
     each_once,
@@ -99,6 +100,7 @@ def mamba(config: Config, name: str) -> ModelSpec:
         time_step_rank=_time_step_rank(config, "time_step_rank"),
         bias=config.flag("use_bias"),
         conv_bias=config.flag("use_conv_bias"),
+        activation=activation(config, "hidden_act"),
     )
     layers = [pre_norm(norm, part)] * config.num_layers()
     return assemble(config, name, layers, final_norm=norm, max_positions=None)
@@ -236,6 +238,7 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
                     kernel="conv_kernel",
                     chunk="chunk_size",
                     conv_bias=config.flag("use_conv_bias"),
+                    act="mamba_hidden_act",
                     norm=norm,
                     bias=bias,
                     output_bias=bias,
@@ -322,7 +325,8 @@ def zamba(config: Config, name: str) -> ModelSpec:
             HYBRID if index == 2 or (index > 2 and (index - 3) % period == offset) else LINEAR
             for index in range(layers)
         ]
-    mixer = Block(part=_mamba(config, heads=config.size("n_mamba_heads")), norm=norm)
+    recurrent = _mamba(config, heads=config.size("n_mamba_heads"), act="hidden_mamba_act")
+    mixer = Block(part=recurrent, norm=norm)
 
     def make(kind: str) -> Layer:
         if kind == LINEAR:
@@ -370,6 +374,7 @@ def zamba2(config: Config, name: str) -> ModelSpec:
         groups="mamba_ngroups",
         chunk="chunk_size",
         conv_bias=True,
+        act=None,
         norm=norm,
         bias=bias,
         output_bias=bias,
@@ -670,6 +675,7 @@ def minimax(config: Config, name: str) -> ModelSpec:
         head_dim=width or head_dim(config.required_size("hidden_size"), heads),
         norm=norm,
         chunk=config.size("block_size"),
+        activation=activation(config, "hidden_act"),
     )
 
     def make(kind: str) -> Layer:
@@ -953,7 +959,9 @@ def _wide_attention(config: Config) -> Attention:
     return attention(config, width=double // heads if width is None else width)
 
 
-def _mamba(config: Config, *, norm: Norm | None = None, heads: int | None = None) -> Mamba:
+def _mamba(
+    config: Config, *, norm: Norm | None = None, heads: int | None = None, act: str = "hidden_act"
+) -> Mamba:
     return Mamba(
         channels=_expanded(config, "mamba_expand"),
         state_dim=config.size("mamba_d_state"),
@@ -963,6 +971,7 @@ def _mamba(config: Config, *, norm: Norm | None = None, heads: int | None = None
         conv_bias=config.flag("mamba_conv_bias"),
         norm=norm,
         heads=heads,
+        activation=activation(config, act),
     )
 
 
@@ -991,6 +1000,7 @@ def _mamba2(
     groups: str = "mamba_n_groups",
     kernel: str = "mamba_d_conv",
     chunk: str = "mamba_chunk_size",
+    act: str | None = "hidden_act",
 ) -> Mamba2:
     """Compose a Mamba 2 of `inner` elements; the strings are fields."""
     number = config.size(heads)
@@ -1012,6 +1022,7 @@ def _mamba2(
         output_bias=output_bias,
         conv_bias=config.optional_flag("mamba_conv_bias") if conv_bias is None else conv_bias,
         norm=norm,
+        activation="silu" if act is None else activation(config, act),
     )
 
 

@@ -16,13 +16,14 @@ state. Tensor parallelism splits heads and channels evenly over the ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Final
+from typing import ClassVar, Final, get_args
 
 import attrs
 
-from llmcalc.boundary import flag, instance_of, size
+from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
+from llmcalc.spec.feed_forward import Activation, learned_activation
 from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Scale, Scan
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Constant
@@ -104,6 +105,7 @@ class Mamba(_AnyWidth):
     conv_bias: bool = attrs.field(default=True, validator=flag)
     norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
     heads: int | None = attrs.field(default=None, validator=_optional(size))
+    activation: Activation = attrs.field(default="silu", validator=one_of(*get_args(Activation)))
 
     def __attrs_post_init__(self) -> None:
         if self.heads is not None and self.channels % self.heads:
@@ -129,6 +131,7 @@ class Mamba(_AnyWidth):
         yield Linear(name="time_step", into=(rank,), out=(own,), bias=True, blocks=blocks)
         yield Scale(name="decay", axes=(*channels, state))
         yield Scale(name="skip", axes=channels)
+        yield from learned_activation(self.activation)
         # transformers only reads the state by a matrix product.
         eager = EagerScan(products=1, step_products=1)
         held = (*channels, state)
@@ -167,6 +170,7 @@ class Mamba2(_AnyWidth):
     output_bias: bool = attrs.field(default=False, validator=flag)
     conv_bias: bool = attrs.field(default=True, validator=flag)
     norm: Norm | None = attrs.field(default=None, validator=_optional(instance_of(Norm)))
+    activation: Activation = attrs.field(default="silu", validator=one_of(*get_args(Activation)))
 
     def __attrs_post_init__(self) -> None:
         if self.heads % self.groups:
@@ -187,6 +191,7 @@ class Mamba2(_AnyWidth):
         yield from _convolution("conv", convolved, self.kernel, self.conv_bias)
         for name in ("time_step", "decay", "skip"):
             yield Scale(name=name, axes=(heads,))
+        yield from learned_activation(self.activation)
         eager = EagerScan(
             chunk=self.chunk,
             within=self.heads * (self.state_dim + self.head_dim),
@@ -298,6 +303,7 @@ class LinearAttention(_AnyWidth):
     head_dim: int = attrs.field(validator=size)
     norm: Norm = attrs.field(validator=instance_of(Norm))
     chunk: int = attrs.field(validator=size)
+    activation: Activation = attrs.field(default="silu", validator=one_of(*get_args(Activation)))
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, recurrence and cache."""
@@ -305,6 +311,7 @@ class LinearAttention(_AnyWidth):
         inner = (heads, head)
         held = (heads, head, Axis("value_dim", self.head_dim))
         yield Linear(name="qkv", into=(embed,), out=(inner, inner, inner))
+        yield from learned_activation(self.activation)
         eager = EagerScan(
             chunk=self.chunk,
             rest="part",
