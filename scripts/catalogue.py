@@ -30,8 +30,6 @@ LEFT_OUT: Final = frozenset(
 
 #: Entries of the file that stand for the same shape under the name people use.
 RENAMED: Final = {
-    "Qwen/Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
-    "Qwen/Qwen3-30B-A3B-FP8": "Qwen/Qwen3-30B-A3B",
     "google/gemma-3-4b-it (text_config)": "google/gemma-3-4b-it",
 }
 
@@ -66,6 +64,10 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
 #: Models that differ from another one in these fields. The published totals are those that the
 #: Hub shows for the model's safetensors files.
 VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
+    "Qwen/Qwen3-30B-A3B": ("Qwen/Qwen3-30B-A3B-FP8", {"quantization_config": None}, 30532122624),
+    "Qwen/Qwen3-235B-A22B": (
+        "Qwen/Qwen3-235B-A22B-FP8", {"quantization_config": None}, 235093634560,
+    ),
     "meta-llama/Llama-2-7b-hf": (
         "huggyllama/llama-13b",
         {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
@@ -221,7 +223,7 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
         7721324544,
     ),
     "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8": (
-        "Qwen/Qwen3-30B-A3B", {"max_position_embeddings": 262144}, 30532122624,
+        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144}, 30532122624,
     ),
     "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic": (
         "meta-llama/Meta-Llama-3.1-70B",

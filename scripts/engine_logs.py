@@ -35,7 +35,7 @@ MODELS: Final = {
     "Llama-3.1-8B class on TPU v5e-8 (131072 B/token)": "meta-llama/Llama-3.1-8B",
     "Nemotron LLM (32L x 8 x 128)": "meta-llama/Llama-3.1-8B",
     "Qwen/Qwen3-30B-A3B-GPTQ-Int4": "Qwen/Qwen3-30B-A3B",
-    "Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B",
+    "Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B-FP8",
     "Qwen3-30B-A3B (kvcached study)": "Qwen/Qwen3-30B-A3B",
     "Qwen3-8B-shape (36L x 8 x 128)": "Qwen/Qwen3-8B",
     "Qwen3-VL (SageMaker HyperPod note)": "Qwen/Qwen3-1.7B",

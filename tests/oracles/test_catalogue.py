@@ -21,8 +21,6 @@ ENTRIES = [catalogue.find(name) for name in catalogue.names()]
 MEASURED = {row["model_id"]: row for row in rows("real_models")}
 #: Entries whose data row has another name.
 RENAMED = {
-    "Qwen/Qwen3-235B-A22B": "Qwen/Qwen3-235B-A22B-FP8",
-    "Qwen/Qwen3-30B-A3B": "Qwen/Qwen3-30B-A3B-FP8",
     "google/gemma-3-4b-it": "google/gemma-3-4b-it (text_config)",
 }
 
