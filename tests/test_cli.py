@@ -144,7 +144,9 @@ def test_fit_shows_the_working_of_the_cache_by_default_and_of_the_weights_on_req
     line = "k  8 kv_heads x 128 head_dim x 2048 tokens x 32 layers x 2 bytes = 134 217 728 B"
     default = text(capsys, "fit", "--context", "2048")
     assert line in default
-    assert "max batch size = floor(69 838 823 424 B left / 268 435 456 B per request) = 260" in default
+    assert (
+        "max batch size = floor(69 838 823 424 B left / 268 435 456 B per request) = 260" in default
+    )
     assert "inner" not in default
     full = text(capsys, "fit", "--context", "2048", "--explain")
     assert line in full

@@ -38,9 +38,7 @@ def _of_every_layer(row: dict[str, Any]) -> list[int]:
     return [sizes[index] for index in sorted(sizes)]
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if row.id not in OTHER_LAYERS]
-)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.id not in OTHER_LAYERS])
 def test_every_layer_has_the_parameters_of_the_modules(row: dict[str, Any]) -> None:
     spec = load_model(row["config"])
     one = memory.layer_parameters(spec).by(1)
