@@ -107,11 +107,11 @@ class Breakdown(Generic[UnitT, ValueT]):
       total 4096 B
     """
 
-    __slots__ = ("terms", "title", "unit")
+    __slots__ = ("_terms", "title", "unit")
 
     unit: type[UnitT]
     title: str
-    terms: tuple[Term[ValueT], ...]
+    _terms: tuple[Term[ValueT], ...]
 
     if not TYPE_CHECKING:
 
@@ -123,13 +123,18 @@ class Breakdown(Generic[UnitT, ValueT]):
     def __init__(self, unit: type[UnitT], title: str, terms: Iterable[Term[ValueT]]) -> None:
         object.__setattr__(self, "unit", unit)
         object.__setattr__(self, "title", title)
-        object.__setattr__(self, "terms", tuple(terms))
+        object.__setattr__(self, "_terms", tuple(terms))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Breakdown is immutable: {name} cannot be set")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Breakdown, (self.unit, self.title, self.terms)
+
+    @property
+    def terms(self) -> tuple[Term[ValueT], ...]:
+        """The leaves, in the order of the model."""
+        return self._terms
 
     @property
     def total(self) -> ValueT:

@@ -8,7 +8,6 @@ chunks, attention over the full square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -52,7 +51,7 @@ class Eager:
         some = smaller(self.new, 1)
         return some * (padded - alone * 2 * (item.kernel - 1))
 
-    def passes(self, scan: EagerScan) -> Any:
+    def state(self, scan: EagerScan) -> Any:
         """Return how many times the tokens pass over the state."""
         steps = self._by_step(scan) * self.new * scan.step_products
         return steps + self._in_chunks(scan) * self._tokens(scan) * scan.products
@@ -71,14 +70,6 @@ class Eager:
         """Return the pairs of chunks, with the state before the first as one more."""
         chunks = -(-self.new // scan.chunk) + 1
         return self._in_chunks(scan) * chunks * chunks
-
-    def scans(self, scan: EagerScan) -> Iterator[tuple[str, int | None, Any]]:
-        """Give the name of each kind of product, its elements (`None`: the state's), its count."""
-        yield "state", None, self.passes(scan)
-        if scan.within:
-            yield "within", scan.within, self.within(scan)
-        if scan.across:
-            yield "across", None, self.across(scan)
 
     def _tokens(self, scan: EagerScan) -> Any:
         """Return the tokens, up to whole chunks where the last one is padded."""

@@ -409,9 +409,17 @@ class Rank:
 
     def split(self, tensor: StoredTensor) -> Split:
         """Return how a weight is split."""
-        if tensor.routed:
+        return self.part(tensor.path[0], routed=tensor.routed)
+
+    def part(self, group: str, *, routed: bool) -> Split:
+        """Return how the items of a group are split, or its routed experts."""
+        if routed:
             return self._experts
-        return self._joint if tensor.path[0] in ENGINES[self.layout.engine].joint else self._own
+        return self._joint if group in ENGINES[self.layout.engine].joint else self._own
+
+    def is_joint(self, group: str, *, routed: bool) -> bool:
+        """Whether the ranks of all replicas compute the items together, for all their requests."""
+        return self.part(group, routed=routed).ranks > self._own.ranks
 
     def slots(self, cache: Cache, slots: Any, name: str) -> tuple[Any, str]:
         """Return how many of a request's slots the rank holds, and what they are called."""

@@ -258,13 +258,13 @@ def weight_bytes(
     8030527488
     """
     storage = formats.scheme(weights, spec)
-    ranks = _ranks(spec, tensor_parallel, layout, rank)
+    ranks = chosen_ranks(spec, tensor_parallel, layout, rank)
     held = Weights(spec, storage, ranks[0])
     most = max(ranks, key=lambda one: held.total(one.stage)) if len(ranks) > 1 else ranks[0]
     return held.breakdown(most)
 
 
-def _ranks(
+def chosen_ranks(
     spec: ModelSpec, tensor_parallel: Int, layout: Layout | None, rank: Int | None = None
 ) -> tuple[Rank, ...]:
     """Return the rank asked for, or else those of which one holds most."""
@@ -463,7 +463,7 @@ def kv_cache_bytes(
       total 134 217 728 B (0.125 GiB)
     """
     elements = cache_formats(kv, state, index)
-    ranks = _ranks(spec, tensor_parallel, layout, rank)
+    ranks = chosen_ranks(spec, tensor_parallel, layout, rank)
     choice(policy, "policy", ("ideal", "transformers"))
     held = _held_in_transformers if policy == "transformers" else _held
 
@@ -733,7 +733,7 @@ def fit(
     """
     storage = formats.scheme(weights, spec)
     elements = cache_formats(kv, state, index)
-    ranks = _ranks(spec, tensor_parallel, layout)
+    ranks = chosen_ranks(spec, tensor_parallel, layout)
     tokens = whole_number(context, "context")
     number = whole_number(batch, "batch")
     stages: tuple[tuple[int, int], ...] = ()
@@ -867,7 +867,7 @@ def _max_batch_sizes(
 ) -> IntArray:
     import numpy as np
 
-    ranks = _ranks(spec, tensor_parallel, layout)
+    ranks = chosen_ranks(spec, tensor_parallel, layout)
     totals = _all_weights(spec, weights, ranks)
     elements = cache_formats(kv, state, index)
 
@@ -1001,7 +1001,7 @@ def max_context(
     (6660, 'memory')
     """
     elements = cache_formats(kv, state, index)
-    ranks = _ranks(spec, tensor_parallel, layout)
+    ranks = chosen_ranks(spec, tensor_parallel, layout)
     totals = _all_weights(spec, weights, ranks)
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
         attention_flops,
         attention_intensity,
     )
+    from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
     from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
     from llmcalc.roofline.times import ItemTime, StepTime, step_time
-    from llmcalc.roofline.traffic import ExpertReads, bytes_moved, experts_touched
+    from llmcalc.roofline.traffic import bytes_moved
 
 __all__ = [
     "Algorithm",
     "ExpertReads",
     "Generation",
     "ItemTime",
+    "Requests",
     "StepTime",
     "attention_bytes",
     "attention_flops",
@@ -48,10 +50,11 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
+        "counts": ("ExpertReads", "Requests", "experts_touched"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),
         "times": ("ItemTime", "StepTime", "step_time"),
-        "traffic": ("ExpertReads", "bytes_moved", "experts_touched"),
+        "traffic": ("bytes_moved",),
     },
     globals(),
 )

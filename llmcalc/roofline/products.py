@@ -1,6 +1,7 @@
 r"""The FLOPs of a whole model's step, as a fold over its ledger.
 
 * `flops`: the matrix products of one step, item by item.
+* `products`: that fold before the workload is known.
 
 Conventions: one multiply-accumulate is two FLOPs. Matrix products and convolutions are counted, as
 PyTorch's counter does, with causal pairs and logits for the last token unless told otherwise.
@@ -8,14 +9,15 @@ PyTorch's counter does, with causal pairs and logits for the last token unless t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
-from llmcalc.boundary import choice, evaluate, flag_argument, smaller
-from llmcalc.breakdown import Breakdown, Factor, Term
-from llmcalc.eager import Eager
-from llmcalc.spec.axes import WHOLE, Split, check_ranks, factors
+from llmcalc.boundary import choice, flag_argument
+from llmcalc.breakdown import Breakdown, Factor
+from llmcalc.roofline.counts import TOKENS, Count, Requests
+from llmcalc.roofline.programs import Largest, Piece, Program, keep
+from llmcalc.roofline.shares import Share, item_key, shares_of
+from llmcalc.spec.axes import factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scan
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
@@ -24,12 +26,12 @@ from llmcalc.units import Flops
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
+    from llmcalc.layouts import Layout
 
-__all__ = ["flops"]
+__all__ = ["flops", "products"]
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")
-
 
 @overload
 def flops(
@@ -42,6 +44,9 @@ def flops(
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops]: ...
 @overload
@@ -55,6 +60,9 @@ def flops(
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
@@ -68,6 +76,9 @@ def flops(
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 @overload
@@ -81,6 +92,9 @@ def flops(
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, IntArray]: ...
 def flops(
@@ -93,6 +107,9 @@ def flops(
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
     convention: Literal["model", "transformers"] = "model",
 ) -> Breakdown[Flops, Any]:
     r"""Return the FLOPs of the matrix products of one step, item by item.
@@ -109,7 +126,13 @@ def flops(
     latents as they are cached. Lookups, norms, softmax, activations, rotary embedding and bias
     additions are not counted.
 
-    With `tensor_parallel` the figures are those of rank 0 of so many, which no other exceeds.
+    With a `layout`, or with `tensor_parallel` for short, the figures are those of one device: of
+    `rank`, or of the one that computes most (of the pipeline stages, the one that does so at the
+    largest workload of the call). `batch` is that of the whole layout. Where whole experts are
+    dealt out to ranks, all of them get equally many tokens, and the first ranks the remainder.
+
+    `mixed_with` are further requests of the same step, such as the chunk of a prompt that is
+    computed together with decode steps.
 
     `convention` is ``"model"``, what the model's definition needs, or ``"transformers"``, what
     PyTorch's counter counts when transformers' own modules run without optional kernels: full
@@ -132,99 +155,98 @@ def flops(
     choice(logits, "logits", ("last", "all"))
     choice(mla, "mla", ("expanded", "absorbed"))
     choice(convention, "convention", ("model", "transformers"))
-    degree, _ = check_ranks(tensor_parallel, 0)
-    split = WHOLE if degree == 1 else Split(ranks=degree)
-    absorbed, everything = mla == "absorbed", logits == "all"
-    in_transformers = convention == "transformers"
+    everything, absorbed, eager = logits == "all", mla == "absorbed", convention == "transformers"
+    found = Largest()
+    for share in shares_of(spec, tensor_parallel, layout, rank):
+        fold = products(
+            spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=eager
+        )
+        found.add(share, fold)
+    return found.breakdown(Flops, f"FLOPs of {spec.name}", batch, new, past, mixed_with)
 
-    def compute(batch: Any, new: Any, past: Any, *, bound: bool) -> Breakdown[Flops, Any]:
-        eager = Eager(new, past, bound)
 
-        def pairs(span: Span) -> Any:
-            if in_transformers or not causal:
-                return eager.pairs(span)
-            return span.most_pairs(new, past) if bound else span.pairs(new, past)
+def products(
+    spec: ModelSpec, share: Share, *, causal: bool, everything: bool, absorbed: bool, eager: bool
+) -> Program:
+    """Return the fold of the FLOPs that a share computes, before the workload is known.
 
-        tokens = {
-            "all": (new, "tokens"),
-            "logits": (new if everything else smaller(new, 1), "tokens"),
-        }
-
-        def latents(span: Span) -> Factor:
-            return (new if absorbed else span.present(new, past), "tokens")
-
-        one = type(batch) is int and batch == 1
-        requests = () if one else ((batch, "requests"),)
-        terms = [
-            Term(path, (_TWO, *shape, *requests, *entry.times))
+    With `everything` all logits are computed; the other conventions are those of `flops`.
+    """
+    key = ("products", share.key, causal, everything, absorbed, eager)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        conventions = _Conventions(causal, everything, absorbed, eager)
+        pieces = [
+            Piece(path, item_key(path), (_TWO, *shape), count, times)
             for entry in spec.ledger.entries
-            for path, shape in _products(
-                entry,
-                tokens,
-                latents,
-                pairs,
-                eager=eager if in_transformers else None,
-                split=split,
-                absorbed=absorbed,
-            )
+            for times in (share.times(entry),)
+            if times is not None
+            for path, shape, count in _products(entry, share, conventions)
         ]
-        return Breakdown(Flops, f"FLOPs of {spec.name}", terms)
+        found = keep(spec.ledger, key, pieces)
+    return found
 
-    return evaluate(
-        partial(compute, bound=False),
-        _total,
-        bounding=partial(compute, bound=True),
-        batch=batch,
-        new=new,
-        past=past,
-    )
+
+class _Conventions(NamedTuple):
+    causal: bool
+    everything: bool
+    absorbed: bool
+    eager: bool
+
+    def pairs(self, span: Span) -> Count:
+        """Return the pairs of queries and keys that are computed."""
+        kind = "pairs" if self.causal and not self.eager else "rectangle"
+        return Count(kind, "pairs", span)
+
+    def tokens(self, item: Linear, joint: bool) -> Count:
+        """Return the tokens that pass through a matrix."""
+        if item.tokens == "latent" and not self.absorbed:
+            return Count("present", "tokens", item.span, joint)
+        last = item.tokens == "logits" and not self.everything
+        return Count("logits" if last else "tokens", "tokens", None, joint)
 
 
 def _products(
-    entry: Entry,
-    tokens: Mapping[str, Factor],
-    latents: Callable[[Span], Factor],
-    pairs: Callable[[Span], Any],
-    *,
-    eager: Eager | None,
-    split: Split,
-    absorbed: bool,
-) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
-    """Give the path and the factors of each matrix product of an item."""
-    item = entry.item
+    entry: Entry, share: Share, conventions: _Conventions
+) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...], Count]]:
+    """Give the path, the factors and the count of each matrix product of an item."""
+    item, split, joint = entry.item, share.split(entry), share.joint(entry)
+    eager = conventions.eager
     if isinstance(item, Linear):
-        used: tuple[Factor, ...] = ()
-        if item.active is not None:
-            computed = item.active if eager is None else item.eager_active or item.active
-            used = ((computed, "experts per token"),)
+        shape = (*factors(item.out, split), *factors((item.into,), split))
+        count = conventions.tokens(item, joint)
+        if item.active is not None and item.experts is not None:
+            dealt = share.dealt(entry, item.experts)
+            if dealt is not None:
+                of = (item.experts.size, item.active, *dealt)
+                count = Count("assigned", "tokens in experts", of, joint)
+            else:
+                used = item.eager_active or item.active if eager else item.active
+                shape = ((used, "experts per token"), *shape)
         elif item.blocks is not None:
-            used = factors(((item.blocks,),), split)
-        shape = (*used, *factors(item.out, split), *factors((item.into,), split))
-        met = latents(item.span) if item.tokens == "latent" else tokens[item.tokens]
-        yield entry.name, (*shape, met)
+            shape = (*factors(((item.blocks,),), split), *shape)
+        yield entry.name, shape, count
     elif isinstance(item, Conv):
         shape = (*factors((item.channels,), split), (item.into * item.kernel, "inputs"))
-        outputs = tokens["all"] if eager is None else (eager.outputs(item), "outputs")
-        yield entry.name, (*shape, outputs)
+        outputs = Count("outputs", "outputs", item) if eager else TOKENS
+        yield entry.name, shape, outputs
     elif isinstance(item, Scan):
         state = factors((item.state,), split)
-        if eager is None or item.eager is None:
-            yield entry.name, ((item.products, "products"), *state, tokens["all"])
+        if not eager or item.eager is None:
+            yield entry.name, ((item.products, "products"), *state), TOKENS
             return
-        for name, elements, count in eager.scans(item.eager):
+        for name, elements in item.eager.kinds:
             shape = state if elements is None else ((elements, "elements"),)
-            yield (*entry.path, f"{item.name}.{name}"), (*shape, (count, "products"))
+            path = (*entry.path, f"{item.name}.{name}")
+            yield path, shape, Count(name, "products", item.eager)
     elif isinstance(item, Mix):
         widths = (item.query_key, item.value)
-        if absorbed and item.absorbed is not None:
+        if conventions.absorbed and item.absorbed is not None:
             widths = item.absorbed
-        span = item.span if eager is None else item.eager_span or item.span
-        skips = eager is not None and item.eager_skips
-        met = (eager.attended(span) if eager is not None and skips else pairs(span), "pairs")
+        if eager:
+            span = item.eager_span or item.span
+            count = Count("attended" if item.eager_skips else "rectangle", "pairs", span)
+        else:
+            count = conventions.pairs(item.span)
         for name, width in zip(("scores", "values"), widths, strict=True):
-            path = (*entry.path, f"{item.name}.{name}")
-            yield path, (*factors(((item.heads, width),), split), met)
-
-
-def _total(breakdown: Breakdown[Any, int]) -> int:
-    return breakdown.total
+            yield (*entry.path, f"{item.name}.{name}"), factors(((item.heads, width),), split), count

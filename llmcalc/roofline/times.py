@@ -23,7 +23,8 @@ from llmcalc.breakdown import Breakdown
 from llmcalc.described import Described
 from llmcalc.hardware import DeviceSpec
 from llmcalc.roofline.products import flops
-from llmcalc.roofline.traffic import ExpertReads, bytes_moved
+from llmcalc.roofline.counts import ExpertReads
+from llmcalc.roofline.traffic import bytes_moved
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Flops
 

@@ -1,25 +1,29 @@
 r"""The bytes that a whole model's step moves, as a fold over its ledger.
 
 * `bytes_moved`: what one step reads from and writes to a device's memory, item by item.
-* `experts_touched`: how many experts a number of tokens reads.
+* `moves`: that fold before the workload is known, under the conventions of a `Traffic`.
 
 Conventions: every weight that a step needs is read once, an embedding table by the rows that are
 looked up. Keys and values at hand are read once a request and KV head, however many queries share
-them, and those of new tokens are written. Activations are what each matrix product, convolution,
-norm and attention reads and writes, with nothing fused but attention.
+them, unless they are tiled; those of new tokens are written. Activations are what each matrix
+product, convolution, norm and attention reads and writes, with nothing fused but attention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
+
+import attrs
 
 from llmcalc import formats
-from llmcalc.boundary import choice, evaluate, flag_argument, is_array, smaller
-from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.boundary import choice, flag_argument, whole_number
+from llmcalc.breakdown import Breakdown
 from llmcalc.memory import cache_formats, stored
-from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, check_ranks, factors
+from llmcalc.roofline.counts import EXPERT_READS, ONCE, TOKENS, Count, ExpertReads, Requests
+from llmcalc.roofline.programs import Largest, Piece, Program, keep
+from llmcalc.roofline.shares import Share, item_key, shares_of
+from llmcalc.spec.axes import Axes, Axis, factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
@@ -29,43 +33,9 @@ from llmcalc.units import Bytes
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
+    from llmcalc.layouts import Layout
 
-__all__ = ["ExpertReads", "bytes_moved", "experts_touched"]
-
-#: How many distinct experts a step reads: the exact bounds, or the mean where every token picks
-#: its experts uniformly at random.
-ExpertReads: TypeAlias = Literal["fewest", "expected", "most"]
-
-_EXPERT_READS: Final = ("fewest", "expected", "most")
-
-
-def experts_touched(
-    *, num_experts: int, experts_per_token: int, tokens: Any, reads: ExpertReads = "expected"
-) -> Any:
-    r"""Return how many distinct experts `tokens` tokens read.
-
-    .. math:: E \left(1 - \left(1 - \tfrac{k}{E}\right)^{T}\right) \quad\text{expected, between}
-              \quad k \text{ and } \min(E, k T)
-
-    The expectation is a float, the bounds are integers. `tokens` takes an integer or an array.
-
-    >>> from llmcalc import roofline
-    >>> [
-    ...     roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=4, reads=reads)
-    ...     for reads in ("fewest", "expected", "most")
-    ... ]
-    [2, 5.46875, 8]
-    """
-    choice(reads, "reads", _EXPERT_READS)
-    if reads == "fewest":
-        return smaller(tokens, 1) * experts_per_token
-    if reads == "most":
-        # No more than all of them, also where the product would be too large for an array.
-        return smaller(smaller(tokens, num_experts) * experts_per_token, num_experts)
-    missed = 1 - experts_per_token / num_experts
-    if is_array(tokens):
-        return num_experts * (1 - missed ** tokens.astype("float64"))
-    return num_experts * (1 - missed**tokens)
+__all__ = ["Traffic", "bytes_moved", "moves"]
 
 
 @overload
@@ -85,7 +55,11 @@ def bytes_moved(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
 ) -> Breakdown[Bytes]: ...
 @overload
 def bytes_moved(
@@ -104,7 +78,11 @@ def bytes_moved(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
 ) -> Breakdown[Bytes, IntArray]: ...
 @overload
 def bytes_moved(
@@ -123,7 +101,11 @@ def bytes_moved(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
 ) -> Breakdown[Bytes, IntArray]: ...
 @overload
 def bytes_moved(
@@ -142,7 +124,11 @@ def bytes_moved(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
 ) -> Breakdown[Bytes, IntArray]: ...
 def bytes_moved(
     spec: ModelSpec,
@@ -160,17 +146,29 @@ def bytes_moved(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
     tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    rank: Int | None = None,
+    mixed_with: Sequence[Requests] = (),
 ) -> Breakdown[Bytes, Any]:
     r"""Return the bytes that one device moves in a step, item by item.
 
     `new` tokens follow `past` ones in each of `batch` requests. The groups are ``"weights"``,
     ``"cache read"``, ``"cache written"`` and ``"activations"``. `weights`, `kv`, `state` and
     `index` are formats as in `llmcalc.memory`, `activations` is the format of what flows between
-    items. Attention is ``"flash"``, whose scores never leave the chip, or ``"standard"``, which
-    writes and reads them twice; `causal` then says whether masked scores move as well. `experts`
-    says how many distinct experts are read (`experts_touched`); with ``"expected"`` the bytes of
-    mixtures are floats. With `tensor_parallel` the figures are rank 0's, which no other exceeds.
+    items. `experts` says how many distinct experts are read (`experts_touched`); with
+    ``"expected"`` the bytes of mixtures are floats.
+
+    Attention is ``"flash"``, whose scores never leave the chip, or ``"standard"``, which writes
+    and reads them twice, those that a causal mask hides as well. The keys and values at hand are
+    read once for all query heads of their group and, by default, for all queries, as if the chip
+    held them. With `query_tile` they are read again for every tile of so many new tokens, as
+    FlashAttention does: by each tile up to its last token, or with ``causal=False`` all of them.
+    Standard attention reads them once.
+
+    `layout`, `tensor_parallel`, `rank` and `mixed_with` are those of `llmcalc.roofline.flops`:
+    the figures are those of one device, of `rank` or of the one that moves most.
 
     >>> from llmcalc import ModelSpec, roofline
     >>> llama = ModelSpec.dense(
@@ -189,159 +187,190 @@ def bytes_moved(
     choice(logits, "logits", ("last", "all"))
     choice(attention, "attention", ("flash", "standard"))
     choice(mla, "mla", ("expanded", "absorbed"))
-    choice(experts, "experts", _EXPERT_READS)
-    degree, _ = check_ranks(tensor_parallel, 0)
-    traffic = _Traffic(
-        spec,
-        formats.scheme(weights, spec),
-        cache_formats(kv, state, index),
-        formats.get(activations, "activations"),
-        split=WHOLE if degree == 1 else Split(ranks=degree),
+    choice(experts, "experts", EXPERT_READS)
+    conventions = Traffic(
+        weights=weights,
+        kv=kv,
+        state=state,
+        index=index,
+        activations=activations,
         causal=causal,
         everything=logits == "all",
         standard=attention == "standard",
         absorbed=mla == "absorbed",
         experts=experts,
+        tile=None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1),
     )
-
-    def total(breakdown: Breakdown[Bytes, Any]) -> int:
-        return int(breakdown.total) + 1
-
-    return evaluate(
-        partial(traffic.breakdown, bound=False),
-        total,
-        bounding=partial(traffic.breakdown, bound=True),
-        batch=batch,
-        new=new,
-        past=past,
-    )
+    found = Largest()
+    for share in shares_of(spec, tensor_parallel, layout, rank):
+        found.add(share, moves(spec, share, conventions))
+    return found.breakdown(Bytes, f"Bytes moved by {spec.name}", batch, new, past, mixed_with)
 
 
-class _Traffic:
-    """What is fixed of a step; `breakdown` adds the workload."""
+class Traffic(NamedTuple):
+    """The conventions of `bytes_moved`; with `everything` all logits are computed."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Scheme,
-        caches: Any,
-        activations: Format,
-        *,
-        split: Split,
-        causal: bool,
-        everything: bool,
-        standard: bool,
-        absorbed: bool,
-        experts: ExpertReads,
-    ) -> None:
-        self.spec = spec
-        self.weights = weights
-        self.caches = caches
-        self.activations = activations
-        self.split = split
-        self.causal = causal
-        self.everything = everything
-        self.standard = standard
-        self.absorbed = absorbed
-        self.experts = experts
+    weights: str | Format | Scheme
+    kv: str | Format
+    state: str | Format
+    index: str | Format | None
+    activations: str | Format
+    causal: bool
+    everything: bool
+    standard: bool
+    absorbed: bool
+    experts: ExpertReads
+    tile: int | None
 
-    def breakdown(self, batch: Any, new: Any, past: Any, *, bound: bool) -> Breakdown[Bytes, Any]:
-        """Return the bytes of a step; with `bound`, at least those of any smaller one."""
-        terms = [
-            *self._weights(batch, new),
-            *self._caches(batch, new, past, bound=bound),
-            *self._activations(batch, new, past, bound=bound),
-        ]
-        return Breakdown(Bytes, f"Bytes moved by {self.spec.name}", terms)
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells programs of these conventions from others; no two objects share an id."""
+        return tuple([v if v is None or type(v) in _SIMPLE else ("id", id(v)) for v in self])
 
-    def _weights(self, batch: Any, new: Any) -> Iterator[Term[Any]]:
-        for entry, tensor in self.spec.ledger.weight_reads:
-            item = entry.item
-            rows, columns = tensor.share(self.split)
+    def attended(self, span: Span) -> Count:
+        """Return the keys that attention reads, those of every tile again."""
+        if self.tile is None or self.standard:
+            return Count("fetched", span.slot_name, span)
+        kind = "tiled" if self.causal else "tile rectangle"
+        return Count(kind, f"{span.slot_name}, by tiles of {self.tile}", (span, self.tile))
+
+    def latents(self, span: Span, joint: bool = False) -> Count:
+        """Return the tokens of a latent cache that pass through a matrix."""
+        return TOKENS if self.absorbed else Count("present", "tokens", span, joint)
+
+
+_SIMPLE: Final = (str, int, bool)
+
+
+def moves(spec: ModelSpec, share: Share, conventions: Traffic) -> Program:
+    """Return the fold of the bytes that a share moves, before the workload is known."""
+    key = ("moves", share.key, *conventions.key)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        fold = _Fold(spec, share, conventions)
+        pieces = [*fold.weights(), *fold.caches(), *fold.activations()]
+        found = keep(spec.ledger, key, pieces, conventions)
+    return found
+
+
+class _Fold:
+    """The pieces of the bytes that a share moves."""
+
+    def __init__(self, spec: ModelSpec, share: Share, conventions: Traffic) -> None:
+        self._spec, self._share, self._conventions = spec, share, conventions
+        self._scheme = formats.scheme(conventions.weights, spec)
+        self._caches = cache_formats(conventions.kv, conventions.state, conventions.index)
+        self._element = stored((), formats.get(conventions.activations, "activations"))
+
+    def weights(self) -> Iterator[Piece]:
+        """Give what is read of the weights: all of a matrix, of a table the rows looked up."""
+        for entry, tensor in self._spec.ledger.weight_reads:
+            item, share = entry.item, self._share
+            times = share.times(entry)
+            if times is None:
+                continue
+            rows, columns = tensor.share(share.split(entry))
+            count, lookups = ONCE, ()
             if isinstance(item, Table):
-                rows = ((new, "tokens"), *_requests(batch))
+                if not item.looked_up:
+                    continue
+                rows, count = (), TOKENS
+                lookups = () if item.looked_up == 1 else ((item.looked_up, "rows a token"),)
             elif isinstance(item, Linear) and item.active is not None and item.experts is not None:
-                touched = experts_touched(
-                    num_experts=item.experts.size,
-                    experts_per_token=item.active,
-                    tokens=batch * new,
-                    reads=self.experts,
+                own = [size for size, name in rows if name == "experts"]
+                rows = tuple(factor for factor in rows if factor[1] != "experts")
+                of = (item.experts.size, item.active, *own, self._conventions.experts)
+                count = Count("touched", "experts read", of, share.joint(entry))
+            numbers = None
+            if share.rank is not None and not share.pipeline:
+                numbers = share.rank.stage.numbers_of(tensor)
+            length = len(tensor.times)
+            one_matrix = attrs.evolve(tensor, active=None) if count.kind == "touched" else tensor
+            for path, held in self._scheme.stored(one_matrix, rows, columns, numbers):
+                shape, layers = (held[:-length], held[-length:]) if length else (held, ())
+                yield Piece(
+                    ("weights", *path), entry_key(entry), (*lookups, *shape), count, layers
                 )
-                rows = tuple(
-                    (touched, "experts read") if name == "experts" else (size, name)
-                    for size, name in rows
-                )
-            for path, held in self.weights.stored(tensor, rows, columns):
-                yield Term(("weights", *path), held)
 
-    def _caches(self, batch: Any, new: Any, past: Any, *, bound: bool) -> Iterator[Term[Any]]:
-        for entry, cache in self.spec.ledger.cache_reads:
+    def caches(self) -> Iterator[Piece]:
+        """Give what is read and written of the caches."""
+        conventions, share = self._conventions, self._share
+        for entry, cache in self._spec.ledger.cache_reads:
+            times = share.times(entry)
+            if times is None:
+                continue
             *outer, inner = cache.shape
-            held = stored(factors(((inner,),), self.split), self.caches[cache.role])
+            split = share.attention
+            held = stored(factors(((inner,),), split), self._caches[cache.role])
+            shape = (*factors((tuple(outer),), split), *held)
+            item = (*entry.path, cache.read_by)
             span = cache.span
-            read = span.present(new, past) if bound else span.fetched(new, past)
-            shape = (*factors((tuple(outer),), self.split), *held, *entry.times)
-            name = span.slot_name
-            yield Term(("cache read", *entry.name), (*shape, (read, name), *_requests(batch)))
+            # Where latents are expanded, a matrix product reads them, and attention its result.
+            whole = cache.role == "latent" and not conventions.absorbed
+            read = Count("fetched", span.slot_name, span) if whole else conventions.attended(span)
+            yield Piece(("cache read", *entry.name), item, shape, share.dealt_slots(read, span), times)
             if cache.held:
-                written = (new if bound else span.written(new, past), name)
-                yield Term(("cache written", *entry.name), (*shape, written, *_requests(batch)))
+                written = Count("written", span.slot_name, span)
+                count = share.dealt_slots(written, span)
+                yield Piece(("cache written", *entry.name), item, shape, count, times)
 
-    def _activations(self, batch: Any, new: Any, past: Any, *, bound: bool) -> Iterator[Term[Any]]:
-        element = stored((), self.activations)
-        requests = _requests(batch)
-        last = new if self.everything else smaller(new, 1)
-
-        def latents(span: Span) -> Any:
-            return new if self.absorbed else span.present(new, past)
-
-        for entry in self.spec.ledger.entries:
-            for name, pieces, tokens in self._flows(entry, new, last, latents):
-                yield Term(
-                    ("activations", *entry.path, name),
-                    (*factors(pieces, self.split), tokens, *requests, *entry.times, *element),
-                )
+    def activations(self) -> Iterator[Piece]:
+        """Give what each item reads and writes of what flows between them."""
+        for entry in self._spec.ledger.entries:
+            times = self._share.times(entry)
+            if times is None:
+                continue
+            split = self._share.split(entry)
+            for name, pieces, count in self._flows(entry):
+                path = ("activations", *entry.path, name)
+                shape = factors(pieces, split)
+                yield Piece(path, entry_key(entry), shape, count, (*times, *self._element))
             item = entry.item
-            if self.standard and isinstance(item, Mix):
-                span = item.span
-                if self.causal:
-                    pairs = span.most_pairs(new, past) if bound else span.pairs(new, past)
-                else:
-                    pairs = new * span.present(new, past)
-                heads = factors(((item.heads,),), self.split)
-                yield Term(
+            if self._conventions.standard and isinstance(item, Mix):
+                heads = factors(((item.heads,),), split)
+                yield Piece(
                     ("activations", *entry.path, f"{item.name}.scores"),
-                    ((4, "passes"), *heads, (pairs, "pairs"), *requests, *entry.times, *element),
+                    entry_key(entry),
+                    ((4, "passes"), *heads),
+                    Count("rectangle", "pairs", item.span),
+                    (*times, *self._element),
                 )
 
-    def _flows(
-        self, entry: Entry, new: Any, last: Any, latents: Callable[[Span], Any]
-    ) -> Iterator[tuple[str, tuple[Axes, ...], Factor]]:
+    def _flows(self, entry: Entry) -> Iterator[tuple[str, tuple[Axes, ...], Count]]:
         """Give the name, the axes read and written, and the tokens of an item's activations."""
-        item = entry.item
-        tokens = (new, "tokens")
+        item, conventions, share = entry.item, self._conventions, self._share
+        tokens = TOKENS._replace(joint=share.joint(entry))
+        last = tokens if conventions.everything else tokens._replace(kind="logits")
         if isinstance(item, Linear):
-            if item.tokens != "all":
-                tokens = (last if item.tokens == "logits" else latents(item.span), "tokens")
             pieces = (item.into, *item.out)
-            if item.active is not None:
-                used = Axis("experts per token", item.active)
-                pieces = tuple((used, *piece) for piece in pieces)
+            if item.tokens == "latent":
+                tokens = conventions.latents(item.span, tokens.joint)
+            elif item.tokens == "logits":
+                tokens = last
+            if item.active is not None and item.experts is not None:
+                dealt = share.dealt(entry, item.experts)
+                if dealt is None:
+                    used = Axis("experts per token", item.active)
+                    pieces = tuple((used, *piece) for piece in pieces)
+                else:
+                    of = (item.experts.size, item.active, *dealt)
+                    tokens = Count("assigned", "tokens in experts", of, tokens.joint)
             yield item.name, pieces, tokens
         elif isinstance(item, Mix):
             query_key, value = item.query_key, item.value
             if item.absorbed is not None:
-                if self.absorbed:
+                if conventions.absorbed:
                     query_key, value = item.absorbed
                 else:  # the expanded keys and values, which are no cache
                     pieces = ((item.heads, query_key), (item.heads, value))
-                    yield f"{item.name}.expanded", pieces, (latents(item.span), "tokens")
+                    yield f"{item.name}.expanded", pieces, conventions.attended(item.span)
             yield item.name, ((item.heads, query_key), (item.heads, value)), tokens
         elif isinstance(item, Conv):
             yield item.name, (item.channels, item.channels), tokens
         elif isinstance(item, Scale) and item.name.endswith("norm.weight"):
-            yield item.name, (item.axes, item.axes), (last, "tokens") if entry.after else tokens
+            yield item.name, (item.axes, item.axes), last if entry.after else tokens
 
 
-def _requests(batch: Any) -> tuple[Factor, ...]:
-    return () if type(batch) is int and batch == 1 else ((cast("Any", batch), "requests"),)
+def entry_key(entry: Entry) -> tuple[str, ...]:
+    """Return the item that an entry belongs to."""
+    return item_key(entry.name)

@@ -51,10 +51,16 @@ class Compressor:
             shape=shape,
             span=Chunk(self.ratio),
             in_transformers=((shape, Remainder(self.ratio)),),
+            reader=f"{name}_kv",
         )
         if self.overlaps:
-            shape = (both, ratio, head)
-            yield Cache(name=f"{name}_overlap", role="state", shape=shape, span=Constant())
+            yield Cache(
+                name=f"{name}_overlap",
+                role="state",
+                shape=(both, ratio, head),
+                span=Constant(),
+                reader=f"{name}_kv",
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -137,9 +143,11 @@ class CompressedAttention:
         if self.compressor is not None:
             ratio = self.compressor.ratio
             yield from self.compressor.items("compressor", embed, head)
-            yield Cache(name="compressed", role="kv", shape=(head,), span=Compressed(ratio))
-            yield from self._index(self.compressor, embed, latent)
             span = Compressed(ratio, self.index_top)
+            yield Cache(
+                name="compressed", role="kv", shape=(head,), span=span, reader="compressed"
+            )
+            yield from self._index(self.compressor, embed, latent)
             yield Mix(name="compressed", heads=heads, query_key=head, value=head, span=span)
         groups, rank = Axis("output_groups", self.output_groups), Axis("rank", self.output_rank)
         share = Axis("group", self.query_heads * self.head_dim // self.output_groups)

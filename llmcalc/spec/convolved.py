@@ -196,7 +196,9 @@ class ConvolvedAttention:
             yield Cache(name=name, role="kv", shape=(keys, head), span=self.span)
         kept = (Axis("inputs", first + second - 2), *both)
         yield Cache(name="conv", role="conv", shape=kept, span=Constant())
-        yield Cache(name="v_before", role="state", shape=(values,), span=Constant())
+        yield Cache(
+            name="v_before", role="state", shape=(values,), span=Constant(), reader="v_before"
+        )
         yield Mix(name="attention", heads=queries, query_key=head, value=head, span=self.span)
         yield Linear(name="o", into=(queries, head), out=((embed,),), bias=self.bias)
 

@@ -170,7 +170,8 @@ class Experts:
         for item in self.expert.linears(embed):
             if item.name != "down":
                 row = (*item.out[0], *item.into)
-                yield Table(name=f"no_op.{item.name}", rows=rows, row=row, active=active)
+                name = f"no_op.{item.name}"
+                yield Table(name=name, rows=rows, row=row, active=active, looked_up=0)
 
 
 @attrs.frozen(kw_only=True)

@@ -156,7 +156,8 @@ class NGramEmbedding:
         wide = (Axis("streams", self.streams), embed)
         looked_up = Axis("ngram_embedding", self.embed_dim)
         row = Axis("ngram_head_dim", self.embed_dim // self.heads)
-        yield Table(name="ngram", rows=Axis("ngrams", self.rows), row=(row,))
+        rows = Axis("ngrams", self.rows)
+        yield Table(name="ngram", rows=rows, row=(row,), looked_up=self.heads)
         yield Linear(name="ngram_key", into=(looked_up,), out=(wide,))
         yield Linear(name="ngram_value", into=(looked_up,), out=((embed,),))
         for name in ("key", "query", "conv"):
@@ -165,4 +166,6 @@ class NGramEmbedding:
         inputs = Axis("inputs", (self.kernel - 1) * self.context)
         yield Cache(name="ngram_conv", role="conv", shape=(inputs, *wide), span=Constant())
         tokens = Axis("tokens", self.context - 1)
-        yield Cache(name="ngram_tokens", role="state", shape=(tokens,), span=Constant())
+        yield Cache(
+            name="ngram_tokens", role="state", shape=(tokens,), span=Constant(), reader="ngram"
+        )

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
@@ -42,6 +42,10 @@ Tokens: TypeAlias = Literal["all", "logits", "latent"]
 #: or a latent from which they are computed (``kv=``); an indexer's keys (``index=``); the state of
 #: a recurrence, or the last inputs of a convolution (``state=``).
 CacheRole: TypeAlias = Literal["kv", "latent", "index", "state", "conv"]
+
+
+#: What reads a cache, by its role.
+_READERS: Final = {"kv": "attention", "latent": "attention", "index": "index", "state": "scan"}
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -75,8 +79,8 @@ class Linear(Described):
 class Table(Described):
     """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`.
 
-    `active` is the number of rows that count as active, `None` for all. A `buffer` is stored with
-    the parameters, and is none: no gradient changes it.
+    `active` is the number of rows that count as active, `None` for all. Each token reads
+    `looked_up` rows. A `buffer` is stored with the parameters, and is none: no gradient changes it.
     """
 
     name: str
@@ -84,6 +88,7 @@ class Table(Described):
     row: Axes
     storage: str | None = None
     active: int | None = None
+    looked_up: int = 1
     buffer: bool = False
 
 
@@ -122,7 +127,10 @@ class Cache(Described):
 
     `in_transformers` lists the shapes and spans that transformers holds instead, where that is
     something else than an engine holds; it is empty where transformers holds nothing. One that
-    is not `held` is another layer's: it is read, and neither written nor held.
+    is not `held` is another layer's: it is read, and neither written nor held. `reader` is the
+    item of the part that reads it, if not the one that reads the caches of its role: attention
+    keys, values and latents, the indexer its keys, the scan a state, a convolution the cache of
+    its own name.
     """
 
     name: str
@@ -131,6 +139,12 @@ class Cache(Described):
     span: Span
     in_transformers: tuple[tuple[Axes, Span], ...] | None = None
     held: bool = True
+    reader: str | None = None
+
+    @property
+    def read_by(self) -> str:
+        """The name of the item that reads it."""
+        return self.reader or _READERS.get(self.role, self.name)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -172,6 +186,13 @@ class EagerScan(Described):
     within: int = 0
     across: bool = False
     stepwise: bool = False
+
+    @property
+    def kinds(self) -> tuple[tuple[str, int | None], ...]:
+        """The kinds of products: their names, and the elements of each (`None`: the state's)."""
+        within = (("within", self.within),) if self.within else ()
+        across = (("across", None),) if self.across else ()
+        return (("state", None), *within, *across)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

@@ -122,7 +122,8 @@ class Ledger:
 
     `buffers` are stored with them and are no parameters. `caches` are the caches that a request
     holds; `cache_reads` also those that a layer reads and another one holds. `schemes` keeps what
-    `llmcalc.formats.scheme` found out about the modules.
+    `llmcalc.formats.scheme` found out about the modules, `programs` what the folds of
+    `llmcalc.roofline` prepare before a workload is known.
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -142,6 +143,7 @@ class Ledger:
         "cache_reads",
         "caches",
         "entries",
+        "programs",
         "schemes",
         "tensors",
     )
@@ -155,6 +157,10 @@ class Ledger:
         self.cache_reads = tuple(caches)
         self._weight_reads: tuple[tuple[Entry, StoredTensor], ...] | None = None
         self.schemes: dict[str, Any] = {}
+        self.programs: dict[Any, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ledger, (self.entries,)
 
     @property
     def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:

@@ -103,6 +103,6 @@ class RetrievedExperts:
         yield Linear(name="router", into=(embed,), out=((Axis("halves", 2), keys),))
         experts, active = Axis("experts", self.num_experts), self.experts_per_token
         for name in ("expert_in", "expert_out"):
-            yield Table(name=name, rows=experts, row=(embed,), active=active)
+            yield Table(name=name, rows=experts, row=(embed,), active=active, looked_up=active)
         # Looked up first, the vectors are then multiplied, once into and once out of the expert.
         yield Scan(name="experts", state=(embed,), products=2 * active)

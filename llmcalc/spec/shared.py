@@ -99,6 +99,7 @@ class SharedBlock:
             yield group, Linear(name=f"{name}_b", into=(rank,), out=out)
             if self.spare_adapters:
                 rows = Axis("spare_rank", self.spare_adapters * self.adapter_rank)
-                yield group, Table(name=f"{name}_a.spare", rows=rows, row=(into,))
+                spare = Table(name=f"{name}_a.spare", rows=rows, row=(into,), looked_up=0)
+                yield group, spare
                 for piece in out:
-                    yield group, Table(name=f"{name}_b.spare", rows=rows, row=piece)
+                    yield group, attrs.evolve(spare, name=f"{name}_b.spare", row=piece)

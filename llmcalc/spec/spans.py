@@ -8,12 +8,14 @@
 * `Remainder`: the positions that do not make up such a slot yet.
 * `Constant`: a state that does not grow, such as that of a recurrence.
 
-Each span answers eight questions, for integers and for integer arrays alike:
+Each span answers nine questions, for integers and for integer arrays alike:
 
 * ``slots(context)``: slots that a request of `context` tokens holds;
 * ``pairs(new, past)``: (query, key) pairs when `new` tokens follow `past` ones, causally;
 * ``present(new, past)``: the keys that a step has at hand, in a kernel that skips none of them;
 * ``fetched(new, past)``: the slots that a step reads, each once;
+* ``tiled(new, past, tile)``: the slots that a step reads where every `tile` new tokens read theirs
+  again, a few tokens of a tile together;
 * ``written(new, past)``: the slots that a step writes;
 * ``most_pairs(new, past)``: a bound of ``pairs`` for all workloads up to this one;
 * ``most_slots``: the slots that no context exceeds, or `None`;
@@ -67,6 +69,11 @@ class Full(Described):
         """Return all positions."""
         return past + new
 
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the sum, over the tiles, of the positions up to the tile's last one."""
+        tiles = -(-new // tile)
+        return tiles * past + tile * (tiles * (tiles - 1) // 2) + new
+
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return one slot for each new token."""
         return new
@@ -114,6 +121,15 @@ class Window(Described):
     def fetched(self, new: Any, past: Any) -> Any:
         """Return what is held before the step, short of one slot, and the new positions."""
         return smaller(past, self.size - 1) + new
+
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the sum, over the tiles, of their positions and of what their first query sees."""
+        tiles = -(-new // tile)
+        # Before each of the first `growing` tiles stand fewer positions than fit in the window.
+        before = self.size - 1
+        growing = smaller(-(-(before - smaller(past, before)) // tile), tiles)
+        seen = growing * past + tile * (growing * (growing - 1) // 2)
+        return seen + (tiles - growing) * before + new
 
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return a slot for each new token that the window still holds."""
@@ -172,6 +188,18 @@ class Chunk(Described):
         """Return the positions from the start of the chunk that is under way."""
         return past % self.size + new
 
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the sum over the chunks, each of which has tiles of its own."""
+        whole = Full()
+        seen = past % self.size
+        first = smaller(new, self.size - seen)
+        chunks, rest = (new - first) // self.size, (new - first) % self.size
+        return (
+            whole.tiled(first, seen, tile)
+            + chunks * whole.tiled(self.size, 0, tile)
+            + whole.tiled(rest, 0, tile)
+        )
+
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return a slot for each new token, at most a chunk."""
         return smaller(new, self.size)
@@ -218,6 +246,10 @@ class TopK(Described):
         """Return a bound of the positions that the new tokens pick together."""
         return smaller(past + new, new * self.count)
 
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return a bound of the positions that the queries of each tile pick together."""
+        return smaller(-(-new // tile) * (past + new), new * self.count)
+
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return one slot for each new token."""
         return new
@@ -260,6 +292,10 @@ class Constant(Described):
 
     def fetched(self, new: Any, past: Any) -> Any:
         """Return one state."""
+        return self.slots(past + new)
+
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:  # noqa: ARG002
+        """Return one state: a recurrence reads it once."""
         return self.slots(past + new)
 
     def written(self, new: Any, past: Any) -> Any:
@@ -319,6 +355,11 @@ class Compressed(Described):
         complete = self.present(new, past)
         return complete if self.most is None else smaller(complete, new * self.most)
 
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return all complete slots for every tile, or a bound of what its queries pick."""
+        read = -(-new // tile) * self.present(new, past)
+        return read if self.most is None else smaller(read, new * self.most)
+
     def written(self, new: Any, past: Any) -> Any:
         """Return the slots that the step completes."""
         return self.slots(past + new) - self.slots(past)
@@ -363,6 +404,10 @@ class Remainder(Described):
 
     def fetched(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return what is left over before the step."""
+        return self.slots(past)
+
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:  # noqa: ARG002
+        """Return what is left over before the step: nothing of it is attended."""
         return self.slots(past)
 
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
