@@ -9,6 +9,9 @@ Whole models, as folds over the ledger:
 * `bytes_moved`: what a step reads and writes, item by item (`llmcalc.roofline.traffic`).
 * `step_time`: the least time of a step on a device, and what bounds it
   (`llmcalc.roofline.times`).
+* `Requests`: requests of another kind in the same step; `experts_touched`: how many experts are
+  read (`llmcalc.roofline.counts`).
+* `Collective`: what the devices of a layout exchange (`llmcalc.roofline.collectives`).
 * `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
 """
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
         attention_flops,
         attention_intensity,
     )
+    from llmcalc.roofline.collectives import Collective
     from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
     from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Algorithm",
+    "Collective",
     "ExpertReads",
     "Generation",
     "ItemTime",
@@ -50,6 +55,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
+        "collectives": ("Collective",),
         "counts": ("ExpertReads", "Requests", "experts_touched"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),

@@ -19,11 +19,9 @@ from llmcalc.boundary import (
     INT64_SAFE,
     choice,
     count,
-    integer_array,
     is_array,
     largest,
     smaller,
-    whole_number,
 )
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
@@ -154,16 +152,14 @@ def _dealt(one: _One, of: Any) -> Any:
 
 
 #: Counts of a single request. ``"logits"`` are its last token, if it has any; ``"rectangle"`` are
-#: the pairs of every query with every key at hand; ``"outputs"`` to ``"across"`` are what transformers
-#: computes.
+#: the pairs of every query with every key at hand; ``"outputs"`` to ``"across"`` are what
+#: transformers computes.
 _OF_A_REQUEST: Final[Mapping[str, Callable[[_One, Any], Any]]] = {
     "tokens": lambda one, _: one.new,
     "logits": lambda one, _: smaller(one.new, 1),
     "pairs": _pairs,
     "rectangle": lambda one, span: one.new * span.present(one.new, one.past),
-    "tile rectangle": lambda one, of: (
-        -(-one.new // of[1]) * of[0].present(one.new, one.past)
-    ),
+    "tile rectangle": lambda one, of: -(-one.new // of[1]) * of[0].present(one.new, one.past),
     "tiled": _tiled,
     "present": lambda one, span: span.present(one.new, one.past),
     "fetched": _fetched,
@@ -225,7 +221,7 @@ class Workload:
             for one in _checked(mixed_with):
                 given += [("batch", one.batch), ("new", one.new), ("past", one.past)]
         self._dealt = replicas, replica
-        self._given = [count(value, field) for field, value in given]
+        self._given: list[Any] = [count(value, field) for field, value in given]
         self.shape = _shape(given, self._given)
         # A bound of at least 1 keeps one empty factor from hiding how large the others are.
         self._bounds = [max(1, largest(v)) if is_array(v) else v for v in self._given]

@@ -21,7 +21,6 @@ from llmcalc.spec.axes import factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scan
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Span
 from llmcalc.units import Flops
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ __all__ = ["flops", "products"]
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")
+
 
 @overload
 def flops(
@@ -162,7 +162,9 @@ def flops(
             spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=eager
         )
         found.add(share, fold)
-    return found.breakdown(Flops, f"FLOPs of {spec.name}", batch, new, past, mixed_with)
+    return found.breakdown(
+        Flops, f"FLOPs of {spec.name}", lambda share: share.workload(batch, new, past, mixed_with)
+    )
 
 
 def products(
@@ -193,10 +195,12 @@ class _Conventions(NamedTuple):
     absorbed: bool
     eager: bool
 
-    def pairs(self, span: Span) -> Count:
+    def pairs(self, item: Mix) -> Count:
         """Return the pairs of queries and keys that are computed."""
-        kind = "pairs" if self.causal and not self.eager else "rectangle"
-        return Count(kind, "pairs", span)
+        if self.eager:
+            kind = "attended" if item.eager_skips else "rectangle"
+            return Count(kind, "pairs", item.eager_span or item.span)
+        return Count("pairs" if self.causal else "rectangle", "pairs", item.span)
 
     def tokens(self, item: Linear, joint: bool) -> Count:
         """Return the tokens that pass through a matrix."""
@@ -210,29 +214,16 @@ def _products(
     entry: Entry, share: Share, conventions: _Conventions
 ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...], Count]]:
     """Give the path, the factors and the count of each matrix product of an item."""
-    item, split, joint = entry.item, share.split(entry), share.joint(entry)
-    eager = conventions.eager
+    item, split = entry.item, share.split(entry)
     if isinstance(item, Linear):
-        shape = (*factors(item.out, split), *factors((item.into,), split))
-        count = conventions.tokens(item, joint)
-        if item.active is not None and item.experts is not None:
-            dealt = share.dealt(entry, item.experts)
-            if dealt is not None:
-                of = (item.experts.size, item.active, *dealt)
-                count = Count("assigned", "tokens in experts", of, joint)
-            else:
-                used = item.eager_active or item.active if eager else item.active
-                shape = ((used, "experts per token"), *shape)
-        elif item.blocks is not None:
-            shape = (*factors(((item.blocks,),), split), *shape)
-        yield entry.name, shape, count
+        yield _linear(entry, item, share, conventions)
     elif isinstance(item, Conv):
         shape = (*factors((item.channels,), split), (item.into * item.kernel, "inputs"))
-        outputs = Count("outputs", "outputs", item) if eager else TOKENS
+        outputs = Count("outputs", "outputs", item) if conventions.eager else TOKENS
         yield entry.name, shape, outputs
     elif isinstance(item, Scan):
         state = factors((item.state,), split)
-        if not eager or item.eager is None:
+        if not conventions.eager or item.eager is None:
             yield entry.name, ((item.products, "products"), *state), TOKENS
             return
         for name, elements in item.eager.kinds:
@@ -243,10 +234,25 @@ def _products(
         widths = (item.query_key, item.value)
         if conventions.absorbed and item.absorbed is not None:
             widths = item.absorbed
-        if eager:
-            span = item.eager_span or item.span
-            count = Count("attended" if item.eager_skips else "rectangle", "pairs", span)
-        else:
-            count = conventions.pairs(item.span)
         for name, width in zip(("scores", "values"), widths, strict=True):
-            yield (*entry.path, f"{item.name}.{name}"), factors(((item.heads, width),), split), count
+            shape = factors(((item.heads, width),), split)
+            yield (*entry.path, f"{item.name}.{name}"), shape, conventions.pairs(item)
+
+
+def _linear(
+    entry: Entry, item: Linear, share: Share, conventions: _Conventions
+) -> tuple[tuple[str, ...], tuple[Factor, ...], Count]:
+    split, joint = share.split(entry), share.joint(entry)
+    shape = (*factors(item.out, split), *factors((item.into,), split))
+    if item.active is not None and item.experts is not None:
+        dealt = share.dealt(entry, item.experts)
+        if dealt is not None:
+            of = (item.experts.size, item.active, *dealt)
+            return entry.name, shape, Count("assigned", "tokens in experts", of, joint)
+        used = item.active
+        if conventions.eager and item.eager_active:
+            used = item.eager_active
+        shape = ((used, "experts per token"), *shape)
+    elif item.blocks is not None:
+        shape = (*factors(((item.blocks,),), split), *shape)
+    return entry.name, shape, conventions.tokens(item, joint)

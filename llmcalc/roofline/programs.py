@@ -9,13 +9,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, cast
 
 from llmcalc.breakdown import Breakdown, Factor, Term, UnitT, ValueT
-from llmcalc.roofline.counts import Count, Requests, Workload, broadcast
+from llmcalc.roofline.counts import Count, Workload, broadcast
 from llmcalc.spec.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ Sums: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
-    """A term at `path` but for the workload; it belongs to the `item` of the step.
+    """A term at `path` but for the workload, so much `per` count; it belongs to an `item`.
 
     The factors `shape` stand before those of the count, the factors `times` behind them.
     """
@@ -39,7 +38,7 @@ class Piece(NamedTuple):
     path: tuple[str, ...]
     item: ItemKey
     shape: tuple[Factor, ...]
-    count: Count
+    per: Count
     times: tuple[Factor, ...] = ()
 
 
@@ -95,37 +94,42 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
     Its total is summed from the pieces by the count that they share, and not term by term.
     """
 
-    __slots__ = ("__dict__",)
+    __slots__ = ("_made", "program", "values", "workload")
+
+    program: Program
+    workload: Workload
+    values: list[Any]
+    _made: tuple[Term[ValueT], ...] | None
 
     def __init__(self, unit: type[UnitT], title: str, program: Program, workload: Workload) -> None:
-        object.__setattr__(self, "unit", unit)
-        object.__setattr__(self, "title", title)
-        self.__dict__.update(program=program, workload=workload, values=program.values(workload))
-
-    @cached_property
-    def _terms(self) -> tuple[Term[ValueT], ...]:
-        program, workload, values = self._step
-        factors = [
-            workload.factors(count, value)
-            for count, value in zip(program.counts, values, strict=True)
-        ]
-        numbers = {count: number for number, count in enumerate(program.counts)}
-        return tuple(
-            Term(path, (*shape, *factors[numbers[count]], *times))
-            for path, _, shape, count, times in program.pieces
-        )
+        keep = object.__setattr__
+        keep(self, "unit", unit)
+        keep(self, "title", title)
+        keep(self, "program", program)
+        keep(self, "workload", workload)
+        keep(self, "values", program.values(workload))
+        keep(self, "_made", None)
 
     @property
-    def _step(self) -> tuple[Program, Workload, list[Any]]:
-        kept = self.__dict__
-        return kept["program"], kept["workload"], kept["values"]
+    def terms(self) -> tuple[Term[ValueT], ...]:
+        """The leaves, in the order of the model; they are made when they are first asked for."""
+        if self._made is None:
+            object.__setattr__(self, "_made", tuple(self._make()))
+        return cast("tuple[Term[ValueT], ...]", self._made)
+
+    def _make(self) -> Iterator[Term[ValueT]]:
+        factors = {
+            count: self.workload.factors(count, value)
+            for count, value in zip(self.program.counts, self.values, strict=True)
+        }
+        for path, _, shape, count, times in self.program.pieces:
+            yield Term(path, (*shape, *factors[count], *times))
 
     @property
     def total(self) -> ValueT:
         """The sum of all terms: an `int`, or an array where an argument is one."""
-        program, workload, values = self._step
-        total = weigh(program.total, values)
-        return cast("ValueT", total if workload.shape is None else broadcast(total, workload.shape))
+        total, shape = weigh(self.program.total, self.values), self.workload.shape
+        return cast("ValueT", total if shape is None else broadcast(total, shape))
 
 
 class Largest:
@@ -141,22 +145,13 @@ class Largest:
         self._found.append((share, program))
 
     def breakdown(
-        self,
-        unit: type[UnitT],
-        title: str,
-        batch: Any,
-        new: Any,
-        past: Any,
-        mixed_with: Sequence[Requests],
+        self, unit: type[UnitT], title: str, workload: Callable[[Share], Workload]
     ) -> Breakdown[UnitT, Any]:
-        """Return the breakdown of the largest one for a workload."""
+        """Return the breakdown of the largest one; a share of a workload is that of its replica."""
         share, program = self._found[0]
-        workload = Workload(
-            batch, new, past, mixed_with, replicas=share.replicas, replica=share.replica
-        )
         if len(self._found) > 1:
-            share, program = max(self._found, key=lambda found: found[1].most(workload))
-        return StepBreakdown(unit, f"{title}{share.title}", program, workload)
+            share, program = max(self._found, key=lambda one: one[1].most(workload(one[0])))
+        return StepBreakdown(unit, f"{title}{share.title}", program, workload(share))
 
 
 #: So many programs are kept for a model, the latest ones.

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from llmcalc.breakdown import Factor
 from llmcalc.layouts import Layout, Rank
 from llmcalc.memory import chosen_ranks
-from llmcalc.roofline.counts import Count
+from llmcalc.roofline.counts import Count, Requests, Workload
 from llmcalc.spec.axes import WHOLE, Axis, Split, share
 from llmcalc.spec.items import Linear
 from llmcalc.spec.ledger import Entry
@@ -21,7 +21,7 @@ from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Constant, Span
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int
+    from llmcalc.boundary import Int, IntArray
 
 __all__ = ["Share", "item_key", "shares_of"]
 
@@ -43,15 +43,19 @@ class Share:
             stage = None if self.pipeline else rank.stage.number
             self.key = (rank.layout, stage, rank.replica, rank.tensor_rank)
 
-    @property
-    def replicas(self) -> int:
-        """How many replicas share out the requests."""
-        return 1 if self.rank is None else self.rank.layout.data_parallel
-
-    @property
-    def replica(self) -> int:
-        """Which of the replicas it is."""
-        return 0 if self.rank is None else self.rank.replica
+    def workload(
+        self,
+        batch: Int | IntArray,
+        new: Int | IntArray,
+        past: Int | IntArray,
+        mixed_with: Sequence[Requests] = (),
+    ) -> Workload:
+        """Return what the share has of a step, whose requests replicas share out."""
+        rank = self.rank
+        if rank is None:
+            return Workload(batch, new, past, mixed_with)
+        replicas = rank.layout.data_parallel
+        return Workload(batch, new, past, mixed_with, replicas=replicas, replica=rank.replica)
 
     @property
     def title(self) -> str:

@@ -1,36 +1,43 @@
 r"""The least time of a step on a device, and what bounds it.
 
 * `step_time`: the time of one step.
-* `StepTime`: its answer, with the bound of the whole step and the items.
+* `StepTime`: its answer, with the bound of the whole step, the items and what ranks exchange.
 * `ItemTime`: one item of it.
 
 A device computes at most at its peak rate, and moves at most its bandwidth. So an item takes at
 least the longer of the two times, and a step at least the sum over its items if nothing of one
-overlaps with another, and at least the longer of the two sums if everything does. No device
-reaches these: they are bounds, not forecasts.
+overlaps with another, and at least the longer of the two sums if everything does. What ranks
+exchange takes the time that a rank's own link needs for what it sends. No device reaches these:
+they are bounds, not forecasts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
 from llmcalc import formats, hardware
-from llmcalc.boundary import is_array, larger
+from llmcalc.boundary import choice, flag_argument, is_array, larger
 from llmcalc.breakdown import Breakdown
 from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
-from llmcalc.roofline.products import flops
-from llmcalc.roofline.counts import ExpertReads
-from llmcalc.roofline.traffic import bytes_moved
+from llmcalc.roofline.collectives import Collective, collectives, exchanges
+from llmcalc.roofline.counts import ExpertReads, Requests, Workload, broadcast
+from llmcalc.roofline.products import products
+from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, weigh
+from llmcalc.roofline.shares import shares_of
+from llmcalc.roofline.traffic import conventions_of, moves
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Flops
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
+    from llmcalc.layouts import Layout
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
 
@@ -41,7 +48,7 @@ Bound: TypeAlias = Literal["compute", "memory"]
 class ItemTime(NamedTuple):
     """The least time of one item in all layers that have it; seconds are floats or arrays."""
 
-    path: tuple[str, ...]
+    path: ItemKey
     flops: Any
     bytes: Any
     compute_seconds: Any
@@ -53,9 +60,14 @@ class ItemTime(NamedTuple):
         return larger(self.compute_seconds, self.memory_seconds)
 
     @property
-    def bound(self) -> Bound:
-        """What takes the longer time; arrays have no single answer."""
-        return "compute" if self.compute_seconds > self.memory_seconds else "memory"
+    def bound(self) -> Any:
+        """What takes longer, ``"compute"`` or ``"memory"``; an array for array arguments."""
+        return _bound(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def intensity(self) -> Any:
+        """FLOPs per byte moved; infinite where nothing is."""
+        return _ratio(self.flops, self.bytes)
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
@@ -63,51 +75,97 @@ class StepTime(Described):
     """The least time of a step on `device`, from its `flops` and `bytes`.
 
     Matrix products run at `peak_flops` per second. With array arguments every figure is an array.
+    Under a layout the figures are those of the device that has most to do; with pipeline stages,
+    of one device of each stage, since a batch passes one after another. `collectives` are what a
+    rank exchanges with others, over a `link` of so many bytes per second and direction (`None`
+    without others), each after `collective_latency_seconds`.
     """
 
     device: DeviceSpec
     peak_flops: int
     flops: Breakdown[Flops, Any]
     bytes: Breakdown[Bytes, Any]
+    link: str | None = None
+    link_bytes_per_second: float | None = None
+    collective_latency_seconds: float = 0.0
+    collectives: tuple[Collective, ...] = ()
 
     @cached_property
     def items(self) -> tuple[ItemTime, ...]:
         """The items of the step, in the order of the model."""
-        work: dict[tuple[str, ...], Any] = {}
-        moved: dict[tuple[str, ...], Any] = {}
-        for product in self.flops.terms:
-            key = _item(product.path)
-            work[key] = work[key] + product.value if key in work else product.value
-        for flow in self.bytes.terms:
-            key = _item(flow.path[1:])
-            moved[key] = moved[key] + flow.value if key in moved else flow.value
-        bandwidth = self.device.bandwidth_bytes_per_second
+        shape = self._shape
+
+        def whole(value: Any) -> Any:
+            return value if shape is None else broadcast(value, shape)
+
         return tuple(
-            ItemTime(
-                key,
-                work.get(key, 0),
-                moved.get(key, 0),
-                work.get(key, 0) / self.peak_flops,
-                moved.get(key, 0) / bandwidth,
-            )
-            for key in {**moved, **work}
+            ItemTime(key, whole(work), whole(moved), *map(whole, self._times(work, moved)))
+            for key, work, moved in self._sums()
+        )
+
+    @property
+    def _shape(self) -> tuple[int, ...] | None:
+        return cast("StepBreakdown[Flops, Any]", self.flops).workload.shape
+
+    def _sums(self) -> Iterator[tuple[ItemKey, Any, Any]]:
+        """Give the FLOPs and the bytes of each item; arrays broadcast with each other."""
+        work = cast("StepBreakdown[Flops, Any]", self.flops)
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
+        done, read = work.program.items, moved.program.items
+        for key in read:
+            yield key, weigh(done.get(key, ()), work.values), weigh(read[key], moved.values)
+        for key in done:
+            if key not in read:
+                yield key, weigh(done[key], work.values), 0
+
+    def _times(self, flops: Any, moved: Any) -> tuple[Any, Any]:
+        return (
+            _per_second(flops, self.peak_flops),
+            _per_second(moved, self.device.bandwidth_bytes_per_second),
         )
 
     @cached_property
-    def seconds(self) -> Any:
+    def items_seconds(self) -> Any:
         """Each item's longer time, summed."""
-        return sum(item.seconds for item in self.items)
+        peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
+        seconds: Any = 0.0
+        for _, flops, moved in self._sums():
+            seconds = seconds + larger(_per_second(flops, peak), _per_second(moved, bandwidth))
+        return self._whole(seconds)
+
+    @cached_property
+    def communication_seconds(self) -> Any:
+        """The least time of what the ranks exchange, one exchange after another; 0 for one."""
+        if self.link_bytes_per_second is None:
+            return self._whole(0.0)
+        sent = sum(one.sent_bytes for one in self.collectives)
+        number = sum(one.count for one in self.collectives)
+        link = _per_second(sent, self.link_bytes_per_second)
+        return self._whole(link + number * self.collective_latency_seconds)
+
+    @cached_property
+    def seconds(self) -> Any:
+        """Each item's longer time, summed, and the time of what is exchanged."""
+        return self.items_seconds + self.communication_seconds
 
     @property
     def compute_seconds(self) -> Any:
         """The time of all matrix products at the peak rate."""
-        return self.flops.total / self.peak_flops
+        return _per_second(self.flops.total, self.peak_flops)
 
     @cached_property
+    def memory_bytes(self) -> Any:
+        """The bytes of weights and caches, which any step has to move; activations excluded."""
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
+        groups = moved.program.groups
+        return self._whole(
+            sum(weigh(groups[name], moved.values) for name in groups if name != "activations")
+        )
+
+    @property
     def memory_seconds(self) -> Any:
         """The time of all weight and cache bytes at full bandwidth; activations excluded."""
-        moved = sum(t.value for t in self.bytes.terms if t.path[0] != "activations")
-        return moved / self.device.bandwidth_bytes_per_second
+        return _per_second(self.memory_bytes, self.device.bandwidth_bytes_per_second)
 
     @property
     def bound_seconds(self) -> Any:
@@ -115,44 +173,107 @@ class StepTime(Described):
         return larger(self.compute_seconds, self.memory_seconds)
 
     @property
-    def bound(self) -> Bound:
-        """What the floor is set by; arrays have no single answer."""
-        return "compute" if self.compute_seconds > self.memory_seconds else "memory"
+    def bound(self) -> Any:
+        """What sets the floor, ``"compute"`` or ``"memory"``; an array for array arguments."""
+        return _bound(self.compute_seconds, self.memory_seconds)
 
     @property
     def intensity(self) -> Any:
-        """FLOPs per byte moved."""
-        return self.flops.total / self.bytes.total
+        """FLOPs per byte moved. Below `ridge_point` memory binds, above it compute."""
+        return _ratio(self.flops.total, self.bytes.total)
+
+    @property
+    def ridge_point(self) -> float:
+        """The intensity at which compute and memory bind alike, in FLOPs per byte."""
+        return self.peak_flops / self.device.bandwidth_bytes_per_second
+
+    def model_flops_utilization(self, measured_seconds: Any) -> Any:
+        """Return the share of the peak rate that a measured time amounts to (MFU).
+
+        >>> from llmcalc import load_model, roofline
+        >>> step = roofline.step_time(
+        ...     load_model("llama-3-8b"), "H100-SXM-80GB", batch=1, new=4096, past=0,
+        ...     weights="bf16", kv="bf16",
+        ... )
+        >>> round(step.model_flops_utilization(0.1), 3)
+        0.623
+        """
+        return self.compute_seconds / _measured(measured_seconds)
+
+    def bandwidth_utilization(self, measured_seconds: Any) -> Any:
+        """Return the share of the bandwidth that weights and caches take in a measured time (MBU).
+
+        >>> from llmcalc import load_model, roofline
+        >>> step = roofline.step_time(
+        ...     load_model("llama-3-8b"), "H100-SXM-80GB", batch=1, new=1, past=4095,
+        ...     weights="bf16", kv="bf16",
+        ... )
+        >>> round(step.bandwidth_utilization(0.006), 3)
+        0.773
+        """
+        return self.memory_seconds / _measured(measured_seconds)
 
     def explain(self) -> str:
         """Return the items by their time, with the totals."""
+        title = f"{self.flops.title.replace('FLOPs of', 'Step of')} on {self.device.name}"
         if is_array(self.seconds):
-            rows = "arrays: see `items`, `seconds` and `bound_seconds`"
-            return (
-                f"{self.flops.title.replace('FLOPs of', 'Step of')} on {self.device.name}: {rows}"
-            )
-        lines = [f"{self.flops.title.replace('FLOPs of', 'Step of')} on {self.device.name}"]
-        items = sorted(self.items, key=lambda item: -item.seconds)
-        names = [".".join(filter(None, item.path)) for item in items]
-        width = max(map(len, names), default=0)
-        lines += [
-            f"  {name:<{width}}  {1e3 * item.seconds:9.4f} ms  {item.bound}"
-            for name, item in zip(names, items, strict=True)
-        ]
-        lines.append(f"  sum of the items {1e3 * self.seconds:.4f} ms")
+            return f"{title}: arrays: see `items`, `seconds` and `bound_seconds`"
+        rows = [(_name(item.path), item.seconds, item.bound) for item in self.items]
+        for one in self.collectives:
+            alone = attrs.evolve(self, collectives=(one,))
+            row = f"{one.kind} after {_name(one.path)}", alone.communication_seconds, "link"
+            rows.append(row)
+        rows.sort(key=lambda row: -row[1])
+        width = max((len(name) for name, _, _ in rows), default=0)
+        lines = [title]
+        lines += [f"  {name:<{width}}  {1e3 * time:9.4f} ms  {bound}" for name, time, bound in rows]
+        lines.append(f"  sum {1e3 * self.seconds:.4f} ms")
         lines.append(
             f"  bound of the step {1e3 * self.bound_seconds:.4f} ms ({self.bound}; compute "
             f"{1e3 * self.compute_seconds:.4f} ms, memory {1e3 * self.memory_seconds:.4f} ms)"
         )
         return "\n".join(lines)
 
+    def _whole(self, value: Any) -> Any:
+        """Return a figure in the shape of all arguments."""
+        shape = self._shape
+        return value if shape is None else broadcast(value, shape)
 
-def _item(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the path of the item that a term belongs to: its name without what is behind it."""
-    *place, name = path
-    head = name.partition(".")[0]
-    # Keys, values and latents are read by the attention of their layer.
-    return (*place, head)
+
+def _per_second(amount: Any, rate: float) -> Any:
+    """Return an amount divided by a rate, in floats, so that arrays give what integers give."""
+    if is_array(amount):
+        return amount.astype("float64", copy=False) / float(rate)
+    return float(amount) / float(rate)
+
+
+def _ratio(flops: Any, moved: Any) -> Any:
+    if is_array(flops) or is_array(moved):
+        import numpy as np
+
+        work, sizes = (np.asarray(value, dtype=np.float64) for value in (flops, moved))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(sizes == 0, np.inf, work / sizes)
+    return flops / moved if moved else float("inf")
+
+
+def _bound(compute: Any, memory: Any) -> Any:
+    if is_array(compute) or is_array(memory):
+        import numpy as np
+
+        return np.where(compute > memory, "compute", "memory")
+    return "compute" if compute > memory else "memory"
+
+
+def _measured(seconds: Any) -> Any:
+    smallest = seconds.min(initial=float("inf")) if is_array(seconds) else seconds
+    if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not smallest > 0:
+        raise InvalidValueError("measured_seconds", seconds, "must be a positive time in seconds")
+    return seconds
+
+
+def _name(path: ItemKey) -> str:
+    return ".".join(filter(None, path))
 
 
 def step_time(
@@ -173,13 +294,24 @@ def step_time(
     attention: Literal["flash", "standard"] = "flash",
     mla: Literal["expanded", "absorbed"] = "expanded",
     experts: ExpertReads = "expected",
+    query_tile: Int | None = None,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    mixed_with: Sequence[Requests] = (),
+    link_bytes_per_second: float | None = None,
+    collective_latency_seconds: float = 0.0,
 ) -> StepTime:
-    """Return the least time of one step of a model on one device.
+    """Return the least time of one step of a model on a device, or on several under a layout.
 
     The step is `flops`' and `bytes_moved`'s, whose arguments these are. Matrix products run at the
     device's dense peak in `compute`, by default in the format of the weights where the device has
     a peak for it, and otherwise in that of the activations. Raises `llmcalc.LlmcalcError` where
     the device has no peak for that either.
+
+    Under a layout the devices exchange what `llmcalc.roofline.collectives` says, over the device's
+    link to others of its kind, or if it has none over that to its host (`StepTime.link` says
+    which), or at `link_bytes_per_second` in each direction. Each exchange takes
+    `collective_latency_seconds` besides. Raises `llmcalc.LlmcalcError` where no link is known.
 
     >>> from llmcalc import ModelSpec, roofline
     >>> llama = ModelSpec.dense(
@@ -202,11 +334,11 @@ def step_time(
     if number is None:
         wide = formats.get(activations, "activations").name
         number = weights if isinstance(weights, str) and weights in chip.peak_flops else wide
-    workload: dict[str, Any] = {"batch": batch, "new": new, "past": past}
-    work = cast("Any", flops)(spec, **workload, causal=causal, logits=logits, mla=mla)
-    moved = cast("Any", bytes_moved)(
-        spec,
-        **workload,
+    peak = chip.peak(number)
+    flag_argument(causal, "causal")
+    choice(logits, "logits", ("last", "all"))
+    choice(mla, "mla", ("expanded", "absorbed"))
+    conventions = conventions_of(
         weights=weights,
         kv=kv,
         state=state,
@@ -217,5 +349,58 @@ def step_time(
         attention=attention,
         mla=mla,
         experts=experts,
+        query_tile=query_tile,
     )
-    return StepTime(device=chip, peak_flops=chip.peak(number), flops=work, bytes=moved)
+    everything, absorbed = logits == "all", mla == "absorbed"
+    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
+    workload = share.workload(batch, new, past, mixed_with)
+    work = products(
+        spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=False
+    )
+    moved = moves(spec, share, conventions)
+    link: dict[str, Any] = {}
+    if share.rank is not None:
+        exchanged = exchanges(spec, share, activations, everything=everything, absorbed=absorbed)
+        link = _link(chip, exchanged, workload, link_bytes_per_second, collective_latency_seconds)
+    return StepTime(
+        device=chip,
+        peak_flops=peak,
+        flops=StepBreakdown(Flops, f"FLOPs of {spec.name}{share.title}", work, workload),
+        bytes=StepBreakdown(Bytes, f"Bytes moved by {spec.name}{share.title}", moved, workload),
+        **link,
+    )
+
+
+def _link(
+    device: DeviceSpec,
+    exchanged: Program,
+    workload: Workload,
+    bytes_per_second: float | None,
+    latency_seconds: float,
+) -> dict[str, Any]:
+    """Return what a step exchanges, and over which link."""
+    found = collectives(exchanged, exchanged.values(workload))
+    if not found:
+        return {}
+    name, rate = "given", bytes_per_second
+    if rate is None and device.link_bytes_per_second_per_direction is not None:
+        name, rate = device.link or "link", device.link_bytes_per_second_per_direction
+    elif rate is None and device.host_link_bytes_per_second_per_direction is not None:
+        name, rate = device.host_link or "host", device.host_link_bytes_per_second_per_direction
+    if rate is None:
+        rule = f"must be given: {device.name} has no figure for a link"
+        raise InvalidValueError("link_bytes_per_second", None, rule)
+    return {
+        "collectives": found,
+        "link": name,
+        "link_bytes_per_second": _at_least("link_bytes_per_second", rate, above=True),
+        "collective_latency_seconds": _at_least("collective_latency_seconds", latency_seconds),
+    }
+
+
+def _at_least(field: str, value: object, *, above: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        raise InvalidValueError(field, value, "must be a number of at least 0")
+    if above and not value:
+        raise InvalidValueError(field, value, "must be above 0")
+    return float(value)

@@ -2,6 +2,7 @@ r"""The bytes that a whole model's step moves, as a fold over its ledger.
 
 * `bytes_moved`: what one step reads from and writes to a device's memory, item by item.
 * `moves`: that fold before the workload is known, under the conventions of a `Traffic`.
+* `conventions_of`: the conventions that the arguments of a call state.
 
 Conventions: every weight that a step needs is read once, an embedding table by the rows that are
 looked up. Keys and values at hand are read once a request and KV head, however many queries share
@@ -18,7 +19,7 @@ import attrs
 
 from llmcalc import formats
 from llmcalc.boundary import choice, flag_argument, whole_number
-from llmcalc.breakdown import Breakdown
+from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.memory import cache_formats, stored
 from llmcalc.roofline.counts import EXPERT_READS, ONCE, TOKENS, Count, ExpertReads, Requests
 from llmcalc.roofline.programs import Largest, Piece, Program, keep
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
 
-__all__ = ["Traffic", "bytes_moved", "moves"]
+__all__ = ["Traffic", "bytes_moved", "conventions_of", "moves"]
 
 
 @overload
@@ -184,27 +185,27 @@ def bytes_moved(
     activations        7,096,832
     """
     flag_argument(causal, "causal")
-    choice(logits, "logits", ("last", "all"))
-    choice(attention, "attention", ("flash", "standard"))
-    choice(mla, "mla", ("expanded", "absorbed"))
-    choice(experts, "experts", EXPERT_READS)
-    conventions = Traffic(
+    conventions = conventions_of(
         weights=weights,
         kv=kv,
         state=state,
         index=index,
         activations=activations,
         causal=causal,
-        everything=logits == "all",
-        standard=attention == "standard",
-        absorbed=mla == "absorbed",
+        logits=logits,
+        attention=attention,
+        mla=mla,
         experts=experts,
-        tile=None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1),
+        query_tile=query_tile,
     )
     found = Largest()
     for share in shares_of(spec, tensor_parallel, layout, rank):
         found.add(share, moves(spec, share, conventions))
-    return found.breakdown(Bytes, f"Bytes moved by {spec.name}", batch, new, past, mixed_with)
+    return found.breakdown(
+        Bytes,
+        f"Bytes moved by {spec.name}",
+        lambda share: share.workload(batch, new, past, mixed_with),
+    )
 
 
 class Traffic(NamedTuple):
@@ -213,7 +214,7 @@ class Traffic(NamedTuple):
     weights: str | Format | Scheme
     kv: str | Format
     state: str | Format
-    index: str | Format | None
+    indexer: str | Format | None
     activations: str | Format
     causal: bool
     everything: bool
@@ -239,7 +240,42 @@ class Traffic(NamedTuple):
         return TOKENS if self.absorbed else Count("present", "tokens", span, joint)
 
 
+#: What is told apart by its value; other conventions are objects.
 _SIMPLE: Final = (str, int, bool)
+
+
+def conventions_of(
+    *,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    state: str | Format,
+    index: str | Format | None,
+    activations: str | Format,
+    causal: bool,
+    logits: str,
+    attention: str,
+    mla: str,
+    experts: ExpertReads,
+    query_tile: Int | None,
+) -> Traffic:
+    """Return the arguments of `bytes_moved`, checked."""
+    choice(logits, "logits", ("last", "all"))
+    choice(attention, "attention", ("flash", "standard"))
+    choice(mla, "mla", ("expanded", "absorbed"))
+    choice(experts, "experts", EXPERT_READS)
+    return Traffic(
+        weights=weights,
+        kv=kv,
+        state=state,
+        indexer=index,
+        activations=activations,
+        causal=causal,
+        everything=logits == "all",
+        standard=attention == "standard",
+        absorbed=mla == "absorbed",
+        experts=experts,
+        tile=None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1),
+    )
 
 
 def moves(spec: ModelSpec, share: Share, conventions: Traffic) -> Program:
@@ -259,7 +295,7 @@ class _Fold:
     def __init__(self, spec: ModelSpec, share: Share, conventions: Traffic) -> None:
         self._spec, self._share, self._conventions = spec, share, conventions
         self._scheme = formats.scheme(conventions.weights, spec)
-        self._caches = cache_formats(conventions.kv, conventions.state, conventions.index)
+        self._caches = cache_formats(conventions.kv, conventions.state, conventions.indexer)
         self._element = stored((), formats.get(conventions.activations, "activations"))
 
     def weights(self) -> Iterator[Piece]:
@@ -270,7 +306,8 @@ class _Fold:
             if times is None:
                 continue
             rows, columns = tensor.share(share.split(entry))
-            count, lookups = ONCE, ()
+            count = ONCE
+            lookups: tuple[Factor, ...] = ()
             if isinstance(item, Table):
                 if not item.looked_up:
                     continue
@@ -288,9 +325,7 @@ class _Fold:
             one_matrix = attrs.evolve(tensor, active=None) if count.kind == "touched" else tensor
             for path, held in self._scheme.stored(one_matrix, rows, columns, numbers):
                 shape, layers = (held[:-length], held[-length:]) if length else (held, ())
-                yield Piece(
-                    ("weights", *path), entry_key(entry), (*lookups, *shape), count, layers
-                )
+                yield Piece(("weights", *path), entry_key(entry), (*lookups, *shape), count, layers)
 
     def caches(self) -> Iterator[Piece]:
         """Give what is read and written of the caches."""
@@ -308,7 +343,9 @@ class _Fold:
             # Where latents are expanded, a matrix product reads them, and attention its result.
             whole = cache.role == "latent" and not conventions.absorbed
             read = Count("fetched", span.slot_name, span) if whole else conventions.attended(span)
-            yield Piece(("cache read", *entry.name), item, shape, share.dealt_slots(read, span), times)
+            yield Piece(
+                ("cache read", *entry.name), item, shape, share.dealt_slots(read, span), times
+            )
             if cache.held:
                 written = Count("written", span.slot_name, span)
                 count = share.dealt_slots(written, span)

@@ -144,9 +144,7 @@ class CompressedAttention:
             ratio = self.compressor.ratio
             yield from self.compressor.items("compressor", embed, head)
             span = Compressed(ratio, self.index_top)
-            yield Cache(
-                name="compressed", role="kv", shape=(head,), span=span, reader="compressed"
-            )
+            yield Cache(name="compressed", role="kv", shape=(head,), span=span, reader="compressed")
             yield from self._index(self.compressor, embed, latent)
             yield Mix(name="compressed", heads=heads, query_key=head, value=head, span=span)
         groups, rank = Axis("output_groups", self.output_groups), Axis("rank", self.output_rank)

@@ -260,20 +260,30 @@ class ModelSpec(Described):
                 yield Entry(("norms", ""), None, item)
         for extra in self.beside:
             yield from extra.entries(embed)
-        # Equal layers are counted together, wherever they stand.
+        for _, entries in self.residuals():
+            yield from entries
+        if self.final_norm is not None:
+            for item in self.final_norm.items("final_norm", (embed,)):
+                yield Entry(("norms", ""), None, item, after=True)
+        for item in self.head.items(embed, self.embedding.vocab):
+            yield Entry(("head", ""), None, item, after=True)
+
+    def residuals(self) -> Iterator[tuple[Residual, Iterator[Entry]]]:
+        """Give the residual steps of each kind of layer, each with its entries.
+
+        Equal layers are counted together, wherever they stand.
+        """
+        embed = Axis("embed", self.embed_dim)
         counts: dict[str, tuple[Layer, int]] = {}
         for run in self.layers:
             layer, count = counts.get(run.label, (run.layer, 0))
             counts[run.label] = layer, count + run.count
         for label, (layer, count) in counts.items():
             for block in layer.blocks:
-                for entry in block.entries(label, count, embed):
-                    yield entry if layer.uses == 1 else attrs.evolve(entry, uses=layer.uses)
-        if self.final_norm is not None:
-            for item in self.final_norm.items("final_norm", (embed,)):
-                yield Entry(("norms", ""), None, item, after=True)
-        for item in self.head.items(embed, self.embedding.vocab):
-            yield Entry(("head", ""), None, item, after=True)
+                entries = block.entries(label, count, embed)
+                if layer.uses > 1:
+                    entries = (attrs.evolve(entry, uses=layer.uses) for entry in entries)
+                yield block, entries
 
     @classmethod
     def dense(

@@ -495,7 +495,5 @@ class ChannelMix(_AnyWidth):
         for name, out in (("key", inner), ("receptance", embed)):
             yield Scale(name=f"mix_{name}", axes=(embed,))
             yield Linear(name=name, into=(embed,), out=((out,),))
-        yield Cache(
-            name="shift", role="state", shape=(embed,), span=Constant(), reader="key"
-        )
+        yield Cache(name="shift", role="state", shape=(embed,), span=Constant(), reader="key")
         yield Linear(name="value", into=(inner,), out=((embed,),))
