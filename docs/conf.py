@@ -43,6 +43,8 @@ INTERNAL = (
     "llmcalc.eager",
     "llmcalc.huggingface.",
     "llmcalc.lazy",
+    "llmcalc.roofline.programs",
+    "llmcalc.roofline.shares",
 )
 #: Modules among these that serve users.
 PUBLIC = ("llmcalc.huggingface.catalogue", "llmcalc.huggingface.listing")

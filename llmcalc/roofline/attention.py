@@ -139,6 +139,7 @@ def attention_bytes(
     kv_heads: Int = 1,
     causal: bool = False,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> int: ...
 @overload
 def attention_bytes(
@@ -153,6 +154,7 @@ def attention_bytes(
     kv_heads: Int = 1,
     causal: bool = False,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> IntArray: ...
 @overload
 def attention_bytes(
@@ -167,6 +169,7 @@ def attention_bytes(
     kv_heads: Int = 1,
     causal: bool = False,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> IntArray: ...
 @overload
 def attention_bytes(
@@ -181,6 +184,7 @@ def attention_bytes(
     kv_heads: Int = 1,
     causal: bool = False,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> IntArray: ...
 def attention_bytes(
     *,
@@ -194,38 +198,47 @@ def attention_bytes(
     kv_heads: Int = 1,
     causal: bool = False,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> int | IntArray:
     r"""Return the bytes that one attention call moves to and from device memory.
 
     .. math::
-        \text{standard} &= \left(2 H N_q d + 2 H_{kv} N_k d + 4 H \,\text{pairs}\right) B e \\
+        \text{standard} &= \left(2 H N_q d + 2 H_{kv} N_k d + 4 H N_q N_k\right) B e \\
         \text{flash} &= \left(2 H N_q d + 2 H_{kv} N_k d\right) B e \\
+        \text{flash, tiled} &= \left(2 H N_q d + 2 H_{kv} d \sum_\text{tiles} n_k\right) B e \\
         \text{assignment} &= \left(5 N d + 3 N^2\right) B e \ \text{(prefill)}, \qquad
         \left((2 N + 1) d + 3 N B\right) e \ \text{(decode)}
 
     ``"standard"`` counts each pass of algorithm 0: read Q and K, write S; read S, write P; read P
-    and V, write O. ``"flash"`` keeps scores on the chip and reads K and V once. Both read the K
-    and V of a KV head once for all query heads of its group. ``"assignment"`` is the course
-    assignment's accounting, defined for one head and for ``queries == keys`` (prefill) or
-    ``queries == 1`` (decode, which wins where both hold).
+    and V, write O; the scores that a causal mask hides move as well. ``"flash"`` keeps scores on
+    the chip and reads K and V once, as if the chip held them; with `query_tile` it reads them
+    again for every tile of so many queries, with `causal` only those up to the tile's last query
+    (:math:`n_k`). The K and V of a KV head are read once for all query heads of its group.
+    ``"assignment"`` is the course assignment's accounting, defined for one head and for
+    ``queries == keys`` (prefill) or ``queries == 1`` (decode, which wins where both hold).
 
     `shared_kv` says whether the whole batch reads one K and V: true of a shared prefix, false of
     independent requests. The default `None` is the algorithm's own convention: independent for
     ``"standard"`` and ``"flash"``; for ``"assignment"`` shared in decode, together with the
     query and output rows, which it counts once for the batch. `element_bytes` (e) is the size of
-    every element. With `causal`, only the attended scores move.
+    every element.
 
-    Source: Dao et al., "FlashAttention" (2022), algorithm 0.
+    Source: Dao et al., "FlashAttention" (2022), algorithms 0 and 1; Dao, "FlashAttention-2" (2023),
+    algorithm 1, whose outer loop is over tiles of queries.
 
     >>> from llmcalc import roofline
     >>> roofline.attention_bytes(
     ...     queries=1024, keys=1024, head_dim=128, element_bytes=2, algorithm="standard"
     ... )
     9437184
-    >>> roofline.attention_bytes(
-    ...     queries=1024, keys=1024, head_dim=128, element_bytes=2, algorithm="flash"
-    ... )
-    1048576
+    >>> [
+    ...     roofline.attention_bytes(
+    ...         queries=1024, keys=1024, head_dim=128, element_bytes=2, algorithm="flash",
+    ...         query_tile=tile,
+    ...     )
+    ...     for tile in (None, 128)
+    ... ]
+    [1048576, 4718592]
     """
     width = whole_number(head_dim, "head_dim", minimum=1)
     size = whole_number(element_bytes, "element_bytes", minimum=1)
@@ -236,6 +249,9 @@ def attention_bytes(
     choice(algorithm, "algorithm", _ALGORITHMS)
     if shared_kv is not None:
         flag_argument(shared_kv, "shared_kv")
+    tile = None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1)
+    if tile is not None and algorithm != "flash":
+        raise InvalidValueError("query_tile", tile, "is of algorithm='flash' alone")
     _check_causal(queries, keys, causal)
     if algorithm == "assignment":
         _check_assignment(queries, keys, heads, causal)
@@ -247,9 +263,9 @@ def attention_bytes(
         passes = 4 if algorithm == "standard" else 0
 
         def fold(queries: Any, keys: Any, batch: Any) -> Any:
-            own = 2 * heads * width * queries + passes * heads * _pairs(queries, keys, causal)
-            read = 2 * groups * width * keys * (smaller(batch, 1) if shared_kv else batch)
-            return (own * batch + read) * size
+            own = 2 * heads * width * queries + passes * heads * queries * keys
+            read = 2 * groups * width * _read(queries, keys, causal, tile)
+            return (own * batch + read * (smaller(batch, 1) if shared_kv else batch)) * size
 
     answer: int | IntArray = evaluate(fold, _itself, queries=queries, keys=keys, batch=batch)
     return answer
@@ -269,6 +285,7 @@ def attention_intensity(
     causal: bool = False,
     softmax_flops: Int = 5,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> float: ...
 @overload
 def attention_intensity(
@@ -284,6 +301,7 @@ def attention_intensity(
     causal: bool = False,
     softmax_flops: Int = 5,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> FloatArray: ...
 @overload
 def attention_intensity(
@@ -299,6 +317,7 @@ def attention_intensity(
     causal: bool = False,
     softmax_flops: Int = 5,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> FloatArray: ...
 @overload
 def attention_intensity(
@@ -314,6 +333,7 @@ def attention_intensity(
     causal: bool = False,
     softmax_flops: Int = 5,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> FloatArray: ...
 def attention_intensity(
     *,
@@ -328,6 +348,7 @@ def attention_intensity(
     causal: bool = False,
     softmax_flops: Int = 5,
     shared_kv: bool | None = None,
+    query_tile: Int | None = None,
 ) -> float | FloatArray:
     r"""Return the arithmetic intensity of one attention call, in FLOPs per byte.
 
@@ -371,6 +392,7 @@ def attention_intensity(
         kv_heads=kv_heads,
         causal=causal,
         shared_kv=shared_kv,
+        query_tile=query_tile,
     )
     if is_array(moved):
         if not moved.all():
@@ -394,6 +416,15 @@ def _pairs(queries: Any, keys: Any, causal: bool) -> Any:
     if causal:
         return Full().pairs(queries, keys - queries)
     return queries * keys
+
+
+def _read(queries: Any, keys: Any, causal: bool, tile: int | None) -> Any:
+    """Give the keys that are read, those of every tile of queries again."""
+    if tile is None:
+        return keys
+    if causal:
+        return Full().tiled(queries, keys - queries, tile)
+    return -(-queries // tile) * keys
 
 
 def _assignment_elements(

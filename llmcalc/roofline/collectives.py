@@ -7,7 +7,8 @@ r"""What the ranks of a layout exchange in a step, derived from how axes are spl
 A matrix product that contracts a split axis leaves a partial sum on every rank, and so does a
 lookup in a table whose rows are split, and a mixture whose experts are dealt out: the sum over the
 ranks is one all-reduce. Parts of a layer that read the same input and are added share it. A split
-vocabulary leaves a piece of the logits on every rank, which are gathered. Experts that are dealt
+vocabulary leaves a piece of the logits on every rank, and attention without an output projection
+its own heads; these are gathered. Experts that are dealt
 out over replicas get their tokens, and send the results back, in two all-to-alls. Ranks of
 data-parallel attention gather the tokens of all replicas for what they compute together, and
 scatter its sum. Ranks that deal out the slots of a request gather each other's queries and scatter
@@ -51,7 +52,7 @@ from llmcalc.spec.spans import Constant
 if TYPE_CHECKING:
     from llmcalc.formats import Format
 
-__all__ = ["Collective", "Kind", "collectives", "exchanges"]
+__all__ = ["Collective"]
 
 #: What the ranks do together.
 Kind: TypeAlias = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
@@ -208,6 +209,13 @@ class _Exchanges:
             if key not in summed:
                 summed[key] = None
                 yield _Exchange("all-reduce", entry.name, split.ranks, item.out, tokens, times)
+        for entry in entries if not summed else ():
+            item, times = entry.item, self.share.times(entry)
+            if isinstance(item, Mix) and is_split(item.heads) and times is not None:
+                # Without a projection back to the width, heads stay where they are computed.
+                axes = (item.heads, item.value)
+                ranks = self.share.split(entry).ranks
+                yield _Exchange("all-gather", entry.name, ranks, (axes,), TOKENS, times)
         if gathers:
             yield from self._together(next(e for e in entries if self.share.joint(e)))
 

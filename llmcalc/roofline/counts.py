@@ -32,7 +32,7 @@ from llmcalc.spec.axes import share
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
 
-__all__ = ["Count", "ExpertReads", "Requests", "Workload", "experts_touched"]
+__all__ = ["ExpertReads", "Requests", "experts_touched"]
 
 #: How many distinct experts a step reads: the exact bounds, or the mean where every token picks
 #: its experts uniformly at random.

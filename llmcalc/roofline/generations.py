@@ -35,7 +35,7 @@ class Generation(Described):
     """The least times of `batch` requests of `prompt` tokens that generate `new_tokens` each.
 
     `prefill` reads the prompt and gives the first token; `decode` holds a step for each further
-    token, as arrays, or `None` where there is none.
+    token, as arrays, or `None` where there is none. `devices` serve the batch together.
     """
 
     batch: int
@@ -43,6 +43,7 @@ class Generation(Described):
     new_tokens: int
     prefill: StepTime
     decode: StepTime | None
+    devices: int = 1
 
     @property
     def first_token_seconds(self) -> float:
@@ -78,13 +79,18 @@ class Generation(Described):
         """New tokens of one request by the time of further tokens; `None` where there is none."""
         return None if self.decode is None else 1 / float(self.token_seconds.mean())
 
+    @property
+    def tokens_per_second_per_device(self) -> float:
+        """New tokens of all requests, by the time of all and the number of devices."""
+        return self.tokens_per_second / self.devices
+
     def joules(self, watts: float) -> float:
-        """Return the energy at a power."""
-        return self.seconds * _positive(watts, "watts")
+        """Return the energy of all devices, at the power of one."""
+        return self.seconds * self.devices * _positive(watts, "watts")
 
     def cost(self, price_per_hour: float) -> float:
-        """Return the cost at a price an hour, in the price's currency."""
-        return self.seconds / 3600 * _positive(price_per_hour, "price_per_hour")
+        """Return the cost of all devices, at the price of one for an hour, in its currency."""
+        return self.seconds / 3600 * self.devices * _positive(price_per_hour, "price_per_hour")
 
 
 def _positive(value: object, field: str) -> float:
@@ -104,10 +110,11 @@ def generation(
     kv: str | Format,
     **options: Any,
 ) -> Generation:
-    """Return the least times of a generation on one device.
+    """Return the least times of a generation on one device, or on those of a layout.
 
     `batch` requests of `prompt` tokens each generate `new_tokens`. `options` are further
-    arguments of `llmcalc.roofline.step_time`. Raises `llmcalc.LlmcalcError` for an empty prompt,
+    arguments of `llmcalc.roofline.step_time`, among them `layout`. All times are the steps'
+    bounds, without what devices exchange. Raises `llmcalc.LlmcalcError` for an empty prompt,
     no new tokens, and for a context past the model's position limit.
 
     >>> from llmcalc import load_model, roofline
@@ -139,4 +146,12 @@ def generation(
         decode = step_time(
             spec, device, batch=requests, new=1, past=past, weights=weights, kv=kv, **options
         )
-    return Generation(batch=requests, prompt=tokens, new_tokens=new, prefill=prefill, decode=decode)
+    layout = options.get("layout")
+    return Generation(
+        batch=requests,
+        prompt=tokens,
+        new_tokens=new,
+        prefill=prefill,
+        decode=decode,
+        devices=options.get("tensor_parallel", 1) if layout is None else layout.devices,
+    )

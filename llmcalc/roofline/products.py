@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.layouts import Layout
 
-__all__ = ["flops", "products"]
+__all__ = ["flops"]
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")

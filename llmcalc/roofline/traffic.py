@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
 
-__all__ = ["Traffic", "bytes_moved", "conventions_of", "moves"]
+__all__ = ["bytes_moved"]
 
 
 @overload

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcalc import LlmcalcError, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc import Breakdown, LlmcalcError, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc.spec import Attention, Chunk, Full, Mix, Window
 from llmcalc.strategies import dense_specs
+from llmcalc.units import Bytes
 from tests.truth import rows
 
 STEPS = st.fixed_dictionaries(
@@ -211,3 +213,147 @@ def test_a_device_without_a_peak_for_the_format_is_refused() -> None:
         roofline.step_time(
             load_model("llama-3-8b"), "A100-SXM-80GB", batch=1, new=1, past=1, **WIDE, compute="fp8"
         )
+
+
+@pytest.mark.parametrize("span", [Full(), Window(5), Window(1), Window(40)], ids=str)
+@given(new=st.integers(0, 60), past=st.integers(0, 60), tile=st.integers(1, 20))
+def test_tiles_read_what_their_queries_see(span: Any, new: int, past: int, tile: int) -> None:
+    def seen(first: int, last: int) -> set[int]:
+        """Return the keys that the queries of some positions attend."""
+        width = span.size if isinstance(span, Window) else last
+        return {k for q in range(first, last) for k in range(max(0, q - width + 1), q + 1)}
+
+    starts = range(past, past + new, tile)
+    assert span.tiled(new, past, tile) == sum(
+        len(seen(start, min(start + tile, past + new))) for start in starts
+    )
+
+
+@given(
+    size=st.integers(1, 20),
+    new=st.integers(0, 60),
+    past=st.integers(0, 60),
+    tile=st.integers(1, 20),
+)
+def test_the_chunks_of_positions_are_tiled_one_by_one(
+    size: int, new: int, past: int, tile: int
+) -> None:
+    read, position = 0, past
+    while position < past + new:
+        start = position - position % size
+        end = min(position + tile, start + size, past + new)
+        read, position = read + end - start, end
+    assert Chunk(size).tiled(new, past, tile) == read
+
+
+@given(dense_specs(max_head_dim=64), STEPS, st.integers(1, 64), st.booleans())
+def test_tiles_move_more_than_none_and_wide_ones_less_than_standard_attention(
+    spec: ModelSpec, step: dict[str, Any], tile: int, causal: bool
+) -> None:
+    def moved(**options: Any) -> int:
+        return roofline.bytes_moved(spec, **step, **WIDE, causal=causal, **options).total
+
+    tiled, untiled = moved(query_tile=tile), moved()
+    assert tiled >= untiled
+    if tile >= step["new"]:
+        assert tiled == untiled
+    attention = spec.layers[0].layer.blocks[0].parts[0]
+    assert isinstance(attention, Attention)
+    if attention.head_dim <= 2 * tile:
+        assert tiled <= moved(attention="standard")
+
+
+@pytest.mark.parametrize("tile", [16, 128])
+@pytest.mark.parametrize("mla", ["expanded", "absorbed"])
+@pytest.mark.parametrize("step", [(2, 300, 0), (1, 33, 5000), (3, 1, 40), (1, 9000, 1)])
+def test_tiles_of_any_kind_of_attention_move_less_than_standard_attention(
+    kind: ModelSpec, step: tuple[int, int, int], mla: Any, tile: int
+) -> None:
+    batch, new, past = step
+    options: dict[str, Any] = {"batch": batch, "new": new, "past": past, "mla": mla, **WIDE}
+    untiled = roofline.bytes_moved(kind, **options).total
+    tiled = roofline.bytes_moved(kind, **options, query_tile=tile).total
+    standard = roofline.bytes_moved(kind, **options, attention="standard").total
+    assert untiled <= tiled
+    widest = max(
+        (e.item.query_key.size for e in kind.ledger.entries if isinstance(e.item, Mix)), default=0
+    )
+    if widest <= 2 * tile:
+        assert tiled <= standard
+
+
+@given(
+    queries=st.integers(0, 200),
+    past=st.integers(0, 200),
+    head_dim=st.integers(1, 64),
+    group=st.integers(1, 4),
+    kv_heads=st.integers(1, 3),
+    tile=st.integers(1, 64),
+    causal=st.booleans(),
+)
+def test_one_attention_call_moves_what_the_fold_says(
+    *,
+    queries: int,
+    past: int,
+    head_dim: int,
+    group: int,
+    kv_heads: int,
+    tile: int,
+    causal: bool,
+) -> None:
+    spec = ModelSpec.dense(
+        name="one",
+        num_layers=1,
+        num_query_heads=group * kv_heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        embed_dim=8,
+        inner_dim=8,
+        vocab_size=8,
+        positions="none",
+    )
+    common: dict[str, Any] = {"head_dim": head_dim, "element_bytes": 2, "causal": causal}
+    heads = {"query_heads": group * kv_heads, "kv_heads": kv_heads}
+    for algorithm, tiles in (("flash", None), ("flash", tile), ("standard", None)):
+        moved = roofline.bytes_moved(
+            spec,
+            batch=3,
+            new=queries,
+            past=past,
+            **WIDE,
+            causal=causal,
+            attention=algorithm,
+            query_tile=tiles,
+        )
+        fold = sum(
+            term.value
+            for term in moved.terms
+            if term.path[0] == "cache read" or term.path[-1] in {"attention", "attention.scores"}
+        )
+        assert fold == roofline.attention_bytes(
+            queries=queries,
+            keys=past + queries,
+            batch=3,
+            algorithm=algorithm,
+            query_tile=tiles,
+            **common,
+            **heads,
+        )
+
+
+@given(spec=dense_specs(), step=STEPS, data=st.data())
+def test_chunks_move_what_the_whole_moves_and_what_each_reads_again(
+    spec: ModelSpec, step: dict[str, Any], data: st.DataObject
+) -> None:
+    batch, new, past = step["batch"], step["new"], step["past"]
+    cut = data.draw(st.integers(0, new))
+
+    def moved(new: int, past: int) -> Breakdown[Bytes]:
+        return roofline.bytes_moved(spec, batch=batch, new=new, past=past, **WIDE, logits="all")
+
+    whole, first, second = moved(new, past), moved(cut, past), moved(new - cut, past + cut)
+    looked_up = sum(t.value for t in whole.terms if t.path[:2] == ("weights", "embeddings"))
+    weights_again = whole["weights"].total - looked_up
+    # The second chunk reads again what the first one had at hand.
+    cache_again = moved(cut, past)["cache read"].total
+    assert first.total + second.total - whole.total == weights_again + cache_again
