@@ -251,7 +251,8 @@ def test_tiles_move_more_than_none_and_wide_ones_less_than_standard_attention(
     spec: ModelSpec, step: dict[str, Any], tile: int, causal: bool
 ) -> None:
     def moved(**options: Any) -> int:
-        return roofline.bytes_moved(spec, **step, **WIDE, causal=causal, **options).total
+        moved: int = roofline.bytes_moved(spec, **step, **WIDE, causal=causal, **options).total
+        return moved
 
     tiled, untiled = moved(query_tile=tile), moved()
     assert tiled >= untiled
@@ -313,8 +314,9 @@ def test_one_attention_call_moves_what_the_fold_says(
         positions="none",
     )
     common: dict[str, Any] = {"head_dim": head_dim, "element_bytes": 2, "causal": causal}
-    heads = {"query_heads": group * kv_heads, "kv_heads": kv_heads}
-    for algorithm, tiles in (("flash", None), ("flash", tile), ("standard", None)):
+    heads: dict[str, Any] = {"query_heads": group * kv_heads, "kv_heads": kv_heads}
+    calls: list[tuple[Any, int | None]] = [("flash", None), ("flash", tile), ("standard", None)]
+    for algorithm, tiles in calls:
         moved = roofline.bytes_moved(
             spec,
             batch=3,
