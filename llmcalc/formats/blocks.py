@@ -91,6 +91,32 @@ class Format(Described):
             )
 
     @property
+    def number_format(self) -> str | None:
+        """The number format that engines multiply its values in, if the device has a peak for it.
+
+        `None` where values are first brought to the format of the activations: packed integers
+        with scales for groups (GPTQ, AWQ, ``w4a16``), nf4, plain ``int4``. The integers of
+        llama.cpp are multiplied with activations that are quantised to int8.
+
+        Sources: vLLM, ``layers/quantization`` (fp8, compressed-tensors w8a8, modelopt's nvfp4);
+        llama.cpp, ``ggml/src/ggml-cuda/mmq.cu``.
+
+        >>> from llmcalc import formats
+        >>> [
+        ...     formats.get(name).number_format
+        ...     for name in ("bf16", "fp8-block128", "w8a8", "awq-int4-g128", "Q4_K", "nvfp4")
+        ... ]
+        ['bf16', 'fp8', 'int8', None, 'int8', 'fp4']
+        """
+        if self.name in {"fp64", "fp32", "tf32", "bf16", "fp16"}:
+            return self.name
+        if self.name[0] in "QIT":
+            return "int8"
+        kinds = {"fp8": "fp8", "mxfp8": "fp8", "mxfp6": "fp6", "mxfp4": "fp4", "nvfp4": "fp4"}
+        kinds |= {"int8": "int8", "llm": "int8", "MXFP4": "fp4", "NVFP4": "fp4"}
+        return kinds.get(self.name.partition("-")[0])
+
+    @property
     def working(self) -> str:
         """The bytes of a block, as the sum of its parts: ``2 + 16``."""
         if not self.block_parts:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
@@ -31,6 +32,7 @@ from llmcalc.roofline.products import products
 from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, weigh
 from llmcalc.roofline.shares import shares_of
 from llmcalc.roofline.traffic import conventions_of, moves
+from llmcalc.spec.ledger import ONE_ROW
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Flops
 
@@ -304,9 +306,10 @@ def step_time(
     """Return the least time of one step of a model on a device, or on several under a layout.
 
     The step is `flops`' and `bytes_moved`'s, whose arguments these are. Matrix products run at the
-    device's dense peak in `compute`, by default in the format of the weights where the device has
-    a peak for it, and otherwise in that of the activations. Raises `llmcalc.LlmcalcError` where
-    the device has no peak for that either.
+    device's dense peak in `compute`: by default in the number format that engines multiply most of
+    the weights in (`llmcalc.formats.Format.number_format`) where the device has a peak for it, and
+    otherwise in that of the activations. Raises `llmcalc.LlmcalcError` where the device has no
+    peak for that either.
 
     Under a layout the devices exchange what `llmcalc.roofline.collectives` says, over the device's
     link to others of its kind, or if it has none over that to its host (`StepTime.link` says
@@ -330,10 +333,7 @@ def step_time(
     (62.3, 'compute')
     """
     chip = hardware.get(device)
-    number = compute
-    if number is None:
-        wide = formats.get(activations, "activations").name
-        number = weights if isinstance(weights, str) and weights in chip.peak_flops else wide
+    number = compute or _number_format(spec, chip, weights, activations)
     peak = chip.peak(number)
     flag_argument(causal, "causal")
     choice(logits, "logits", ("last", "all"))
@@ -369,6 +369,38 @@ def step_time(
         bytes=StepBreakdown(Bytes, f"Bytes moved by {spec.name}{share.title}", moved, workload),
         **link,
     )
+
+
+def _number_format(
+    spec: ModelSpec,
+    device: DeviceSpec,
+    weights: str | Format | Scheme,
+    activations: str | Format,
+) -> str:
+    """Return the number format that most of the weights are multiplied in."""
+    scheme = formats.scheme(weights, spec)
+    main = scheme.uniform or _main_format(spec, scheme, weights)
+    number = main.number_format
+    if number in device.peak_flops:
+        return cast("str", number)
+    return formats.get(activations, "activations").name
+
+
+def _main_format(spec: ModelSpec, scheme: Scheme, weights: str | Format | Scheme) -> Format:
+    """Return the format that most elements of the matrices have."""
+    key = ("main format", weights if type(weights) is str else id(scheme))
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        elements: dict[Format, int] = {}
+        for tensor in spec.ledger.tensors:
+            if tensor.rows == ONE_ROW or not tensor.times:
+                continue
+            each = prod([size for size, _ in (*tensor.row_factors, *tensor.column_factors)])
+            for format, layers in scheme.formats_of(tensor):
+                elements[format] = elements.get(format, 0) + layers * each
+        found = max(elements, key=elements.__getitem__, default=None), scheme
+        spec.ledger.programs[key] = found
+    return cast("Format", found[0] or formats.get("bf16"))
 
 
 def _link(
