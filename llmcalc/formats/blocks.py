@@ -62,6 +62,9 @@ class Format(Described):
     `block_parts` spells the bytes of a block out as a sum. `extras` are stored beside the blocks.
     A `flat` format ignores the shape: its blocks run through the whole matrix. `pad` is what the
     rows and the columns of each matrix are rounded up to before anything is stored.
+    `number_format` is the one that engines multiply the values in where a device has a peak for
+    it (`llmcalc.hardware.NUMBER_FORMATS`); `None` where the values are first brought to the format
+    of the activations, as packed integers with scales for groups are.
 
     >>> from llmcalc import formats
     >>> formats.get("int4").bytes(rows=2, columns=5)
@@ -79,6 +82,7 @@ class Format(Described):
     extras: tuple[Extra, ...] = ()
     flat: bool = False
     pad: tuple[int, int] = (1, 1)
+    number_format: str | None = attrs.field(default=None, eq=False)
     #: Whether nothing is stored but the blocks.
     is_plain: bool = attrs.field(init=False, eq=False, repr=False)
 
@@ -89,32 +93,6 @@ class Format(Described):
             raise InvalidValueError(
                 "block_bytes", self.block_bytes, f"must be the sum of its parts, {self.working}"
             )
-
-    @property
-    def number_format(self) -> str | None:
-        """The number format that engines multiply its values in, if the device has a peak for it.
-
-        `None` where values are first brought to the format of the activations: packed integers
-        with scales for groups (GPTQ, AWQ, ``w4a16``), nf4, plain ``int4``. The integers of
-        llama.cpp are multiplied with activations that are quantised to int8.
-
-        Sources: vLLM, ``layers/quantization`` (fp8, compressed-tensors w8a8, modelopt's nvfp4);
-        llama.cpp, ``ggml/src/ggml-cuda/mmq.cu``.
-
-        >>> from llmcalc import formats
-        >>> [
-        ...     formats.get(name).number_format
-        ...     for name in ("bf16", "fp8-block128", "w8a8", "awq-int4-g128", "Q4_K", "nvfp4")
-        ... ]
-        ['bf16', 'fp8', 'int8', None, 'int8', 'fp4']
-        """
-        if self.name in {"fp64", "fp32", "tf32", "bf16", "fp16"}:
-            return self.name
-        if self.name[0] in "QIT":
-            return "int8"
-        kinds = {"fp8": "fp8", "mxfp8": "fp8", "mxfp6": "fp6", "mxfp4": "fp4", "nvfp4": "fp4"}
-        kinds |= {"int8": "int8", "llm": "int8", "MXFP4": "fp4", "NVFP4": "fp4"}
-        return kinds.get(self.name.partition("-")[0])
 
     @property
     def working(self) -> str:
@@ -306,6 +284,23 @@ _LISTED: Final = (
     "mxfp4-hopper",
 )
 
+#: The number formats that values are multiplied in. The integers of llama.cpp are multiplied with
+#: activations that are quantised to int8 (``ggml/src/ggml-cuda/mmq.cu``), fp8 and w8a8 integers
+#: with activations of their kind (vLLM, ``layers/quantization``); 4-bit floats where the device
+#: has a peak for them. Plain ``int4`` is widened first, as all integers with scales for groups are.
+_NUMBERS: Final = {
+    **{name: name for name in ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8", "int8")},
+    **dict.fromkeys(_BLOCKS, "int8"),
+    **{name: name.partition("-")[0] for name in _SCALED if name != "llm-int8"},
+    "llm-int8": "int8",
+    "mxfp8": "fp8",
+    "mxfp6": "fp6",
+    "mxfp4": "fp4",
+    "nvfp4": "fp4",
+    "MXFP4": "fp4",
+    "NVFP4": "fp4",
+}
+
 _MADE: dict[str, Format] = {}
 
 
@@ -378,11 +373,18 @@ def _make(name: str) -> Format | None:
     """Return the format with that name, `None` where there is none."""
     if name in PLAIN:
         elements, count = PLAIN[name]
-        return Format(name=name, block_elements=elements, block_bytes=count)
+        number = _NUMBERS.get(name)
+        return Format(name=name, block_elements=elements, block_bytes=count, number_format=number)
     if name in _BLOCKS:
         elements, parts = _BLOCKS[name]
         count = sum(part for part, _ in parts)
-        return Format(name=name, block_elements=elements, block_bytes=count, block_parts=parts)
+        return Format(
+            name=name,
+            block_elements=elements,
+            block_bytes=count,
+            block_parts=parts,
+            number_format=_NUMBERS[name],
+        )
     if name in _SCALED:
         elements, parts, beside = _SCALED[name]
         return Format(
@@ -394,13 +396,19 @@ def _make(name: str) -> Format | None:
                 Extra(title, count, rows=rows, columns=columns)
                 for title, count, (rows, columns) in beside
             ),
+            number_format=_NUMBERS[name],
         )
     if name in {"nf4", "nf4-single"}:
         return _normal_float(name, double=name == "nf4")
     if name == "mxfp4-hopper":
         parts = _BLOCKS["mxfp4"][1]
         return Format(
-            name=name, block_elements=32, block_bytes=17, block_parts=parts, pad=(64, 256)
+            name=name,
+            block_elements=32,
+            block_bytes=17,
+            block_parts=parts,
+            pad=(64, 256),
+            number_format=_NUMBERS["mxfp4"],
         )
     return _make_grouped(name)
 

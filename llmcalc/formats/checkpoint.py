@@ -157,7 +157,13 @@ def _fp8(config: Mapping[str, Any], _wide: Format) -> _Read:
         # UE8M0 scales are powers of two, of which only the exponent is stored.
         size = 1 if config.get("scale_fmt") == "ue8m0" else 4
         name, scales = f"fp8 {rows}x{columns}", Extra("scales", size, rows=rows, columns=columns)
-    format = Format(name=name, block_elements=1, block_bytes=1, extras=(scales, *more))
+    format = Format(
+        name=name,
+        block_elements=1,
+        block_bytes=1,
+        extras=(scales, *more),
+        number_format="fp8",
+    )
     ignored = _modules(config, "modules_to_not_convert", "ignored_layers") or ()
     experts = config.get("expert_dtype")
     if experts is not None and experts not in ("fp8", "fp4"):
@@ -174,6 +180,7 @@ def _fbgemm(config: Mapping[str, Any], _wide: Format) -> _Read:
         block_elements=1,
         block_bytes=1,
         extras=(Extra("scales", 4, rows=1, columns=None),),
+        number_format="fp8",
     )
     return _everywhere(format), (*HEAD, *(_modules(config, "modules_to_not_convert") or ()))
 
@@ -263,9 +270,14 @@ def _modelopt(config: Mapping[str, Any], _wide: Format) -> _Read:
             block_bytes=9,
             block_parts=((1, "scale"), (8, "values")),
             extras=(scale, inputs),
+            number_format="fp4",
         ),
         "FP8": Format(
-            name="fp8 per tensor", block_elements=1, block_bytes=1, extras=(scale, inputs)
+            name="fp8 per tensor",
+            block_elements=1,
+            block_bytes=1,
+            extras=(scale, inputs),
+            number_format="fp8",
         ),
         "FP8_PB_WO": get("fp8-block128"),
         "FP8_PER_CHANNEL_PER_TOKEN": get("fp8-channel"),
@@ -326,6 +338,7 @@ def _compressed_format(
             block_bytes=9,
             block_parts=((1, "scale"), (8, "values")),
             extras=tuple(Extra(scale, 4, rows=None, columns=None) for scale in both),
+            number_format="fp4",
         )
     symmetric = _flag(weights, "symmetric", default=True)
     if packing == "pack-quantized":
@@ -364,6 +377,7 @@ def _compressed_format(
         block_elements=1,
         block_bytes=1,
         extras=(*extras, *more),
+        number_format=values,
     )
 
 

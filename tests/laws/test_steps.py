@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcalc import Breakdown, LlmcalcError, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc import (
+    Breakdown,
+    LlmcalcError,
+    ModelSpec,
+    formats,
+    hardware,
+    load_model,
+    memory,
+    roofline,
+)
 from llmcalc.spec import Attention, Chunk, Full, Mix, Window
 from llmcalc.strategies import dense_specs
 from llmcalc.units import Bytes
@@ -359,3 +368,29 @@ def test_chunks_move_what_the_whole_moves_and_what_each_reads_again(
     # The second chunk reads again what the first one had at hand.
     cache_again = moved(cut, past)["cache read"].total
     assert first.total + second.total - whole.total == weights_again + cache_again
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "device", "number"),
+    [
+        ("llama-3-8b", "bf16", "H100-SXM-80GB", "bf16"),
+        ("llama-3-8b", "fp8", "H100-SXM-80GB", "fp8"),
+        ("llama-3-8b", "fp8", "A100-SXM-80GB", "bf16"),  # which has no peak for fp8
+        ("llama-3-8b", "w8a8", "A100-SXM-80GB", "int8"),
+        ("llama-3-8b", "awq-int4-g128", "A100-SXM-80GB", "bf16"),
+        ("llama-3-8b", "int4", "A100-SXM-80GB", "bf16"),  # though it has a peak for int4
+        ("llama-3-8b", "Q4_K_M", "RTX-4090", "int8"),
+        ("deepseek-v3", "checkpoint", "H200-SXM-141GB", "fp8"),
+        ("gpt-oss-20b", "checkpoint", "H100-SXM-80GB", "bf16"),
+        ("gpt-oss-20b", "checkpoint", "B200-SXM-180GB", "fp4"),
+    ],
+)
+def test_products_run_in_the_number_format_of_most_weights(
+    name: str, weights: str, device: str, number: str
+) -> None:
+    spec = load_model(name)
+    step: dict[str, Any] = {"batch": 1, "new": 1, "past": 1, "kv": "bf16"}
+    time = roofline.step_time(spec, device, **step, weights=weights)
+    assert time.peak_flops == hardware.get(device).peak(number)
+    scheme = formats.scheme(weights, spec)
+    assert roofline.step_time(spec, device, **step, weights=scheme).peak_flops == time.peak_flops
