@@ -11,7 +11,7 @@ Whole models, as folds over the ledger:
   (`llmcalc.roofline.times`).
 * `Requests`: requests of another kind in the same step; `experts_touched`: how many experts are
   read (`llmcalc.roofline.counts`).
-* `Collective`: what the devices of a layout exchange (`llmcalc.roofline.collectives`).
+* `collectives`: what the devices of a layout exchange (`llmcalc.roofline.communication`).
 * `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         attention_flops,
         attention_intensity,
     )
-    from llmcalc.roofline.collectives import Collective
+    from llmcalc.roofline.communication import Collective, collectives
     from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
     from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
@@ -45,6 +45,7 @@ __all__ = [
     "attention_flops",
     "attention_intensity",
     "bytes_moved",
+    "collectives",
     "experts_touched",
     "flops",
     "generation",
@@ -55,7 +56,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
-        "collectives": ("Collective",),
+        "communication": ("Collective", "collectives"),
         "counts": ("ExpertReads", "Requests", "experts_touched"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),

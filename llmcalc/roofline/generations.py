@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llmcalc.boundary import whole_number
+from llmcalc.boundary import count, is_array, largest, whole_number
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy import floating
     from numpy.typing import NDArray
 
-    from llmcalc.boundary import Int
+    from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
 
 __all__ = ["Generation", "generation"]
@@ -35,62 +35,68 @@ class Generation(Described):
     """The least times of `batch` requests of `prompt` tokens that generate `new_tokens` each.
 
     `prefill` reads the prompt and gives the first token; `decode` holds a step for each further
-    token, as arrays, or `None` where there is none. `devices` serve the batch together.
+    token, as arrays, or `None` where there is none. `devices` serve the batch together. Figures
+    are floats, or arrays where `batch` or `prompt` is one.
     """
 
-    batch: int
-    prompt: int
+    batch: Any
+    prompt: Any
     new_tokens: int
     prefill: StepTime
     decode: StepTime | None
     devices: int = 1
 
     @property
-    def first_token_seconds(self) -> float:
+    def first_token_seconds(self) -> Any:
         """The time to the first token: the prefill's bound."""
-        return float(self.prefill.bound_seconds)
+        return self.prefill.bound_seconds
 
     @cached_property
     def token_seconds(self) -> NDArray[floating[Any]]:
-        """The time of every further token, along the growing context, (new_tokens - 1,)."""
+        """The time of every further token, along the growing context, (..., new_tokens - 1)."""
         import numpy as np
 
         if self.decode is None:
-            return np.zeros(0)
+            return np.zeros((*np.shape(self.first_token_seconds), 0))
         return np.asarray(self.decode.bound_seconds, dtype=np.float64)
 
     @property
-    def mean_token_seconds(self) -> float | None:
+    def mean_token_seconds(self) -> Any:
         """The mean time of a further token; `None` where there is none."""
-        return None if self.decode is None else float(self.token_seconds.mean())
+        return None if self.decode is None else _number(self.token_seconds.mean(axis=-1))
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Any:
         """The time of all tokens."""
-        return self.first_token_seconds + float(self.token_seconds.sum())
+        return self.first_token_seconds + _number(self.token_seconds.sum(axis=-1))
 
     @property
-    def tokens_per_second(self) -> float:
+    def tokens_per_second(self) -> Any:
         """New tokens of all requests, by the time of all."""
         return self.batch * self.new_tokens / self.seconds
 
     @property
-    def tokens_per_second_per_user(self) -> float | None:
-        """New tokens of one request by the time of further tokens; `None` where there is none."""
-        return None if self.decode is None else 1 / float(self.token_seconds.mean())
-
-    @property
-    def tokens_per_second_per_device(self) -> float:
+    def tokens_per_second_per_device(self) -> Any:
         """New tokens of all requests, by the time of all and the number of devices."""
         return self.tokens_per_second / self.devices
 
-    def joules(self, watts: float) -> float:
+    @property
+    def tokens_per_second_per_user(self) -> Any:
+        """New tokens of one request by the time of further tokens; `None` where there is none."""
+        return None if self.decode is None else 1 / self.mean_token_seconds
+
+    def joules(self, watts: float) -> Any:
         """Return the energy of all devices, at the power of one."""
         return self.seconds * self.devices * _positive(watts, "watts")
 
-    def cost(self, price_per_hour: float) -> float:
+    def cost(self, price_per_hour: float) -> Any:
         """Return the cost of all devices, at the price of one for an hour, in its currency."""
         return self.seconds / 3600 * self.devices * _positive(price_per_hour, "price_per_hour")
+
+
+def _number(value: Any) -> Any:
+    """Return what a sum over the last axis gives: a float, or an array."""
+    return value if is_array(value) and value.ndim else float(value)
 
 
 def _positive(value: object, field: str) -> float:
@@ -103,19 +109,20 @@ def generation(
     spec: ModelSpec,
     device: str | DeviceSpec,
     *,
-    prompt: Int,
+    prompt: Int | IntArray,
     new_tokens: Int,
-    batch: Int = 1,
+    batch: Int | IntArray = 1,
     weights: str | Format | Scheme,
     kv: str | Format,
     **options: Any,
 ) -> Generation:
     """Return the least times of a generation on one device, or on those of a layout.
 
-    `batch` requests of `prompt` tokens each generate `new_tokens`. `options` are further
-    arguments of `llmcalc.roofline.step_time`, among them `layout`. All times are the steps'
-    bounds, without what devices exchange. Raises `llmcalc.LlmcalcError` for an empty prompt,
-    no new tokens, and for a context past the model's position limit.
+    `batch` requests of `prompt` tokens each generate `new_tokens`; `batch` and `prompt` take
+    integers or arrays. `options` are further arguments of `llmcalc.roofline.step_time`, among them
+    `layout`. All times are the steps' bounds, without what devices exchange. Raises
+    `llmcalc.LlmcalcError` for an empty prompt, no new tokens, and for a context past the model's
+    position limit.
 
     >>> from llmcalc import load_model, roofline
     >>> answer = roofline.generation(
@@ -127,13 +134,13 @@ def generation(
     >>> round(answer.seconds, 3), round(answer.tokens_per_second_per_user)
     (1.252, 215)
     """
-    tokens = whole_number(prompt, "prompt", minimum=1)
+    tokens = _at_least_one(prompt, "prompt")
+    requests = _at_least_one(batch, "batch")
     new = whole_number(new_tokens, "new_tokens", minimum=1)
-    requests = whole_number(batch, "batch", minimum=1)
-    limit = spec.max_positions
-    if limit is not None and tokens + new - 1 > limit:  # the last token is never read
+    limit, longest = spec.max_positions, largest(tokens) if is_array(tokens) else tokens
+    if limit is not None and longest + new - 1 > limit:  # the last token is never read
         raise InvalidValueError(
-            "prompt", tokens, f"and {new} new tokens must be at most {limit} positions"
+            "prompt", longest, f"and {new} new tokens must be at most {limit} positions"
         )
     prefill = step_time(
         spec, device, batch=requests, new=tokens, past=0, weights=weights, kv=kv, **options
@@ -142,9 +149,15 @@ def generation(
     if new > 1:
         import numpy as np
 
-        past = np.arange(tokens, tokens + new - 1)
         decode = step_time(
-            spec, device, batch=requests, new=1, past=past, weights=weights, kv=kv, **options
+            spec,
+            device,
+            batch=requests[..., None] if is_array(requests) else requests,
+            new=1,
+            past=(tokens[..., None] if is_array(tokens) else tokens) + np.arange(new - 1),
+            weights=weights,
+            kv=kv,
+            **options,
         )
     layout = options.get("layout")
     return Generation(
@@ -155,3 +168,11 @@ def generation(
         decode=decode,
         devices=options.get("tensor_parallel", 1) if layout is None else layout.devices,
     )
+
+
+def _at_least_one(value: Int | IntArray, field: str) -> Any:
+    checked: Any = count(value, field)
+    smallest = checked.min(initial=1) if is_array(checked) else checked
+    if smallest < 1:
+        raise InvalidValueError(field, value, "must be at least 1")
+    return checked

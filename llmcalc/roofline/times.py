@@ -26,7 +26,7 @@ from llmcalc.breakdown import Breakdown
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
-from llmcalc.roofline.collectives import Collective, collectives, exchanges
+from llmcalc.roofline.communication import Collective, exchanges, of_step
 from llmcalc.roofline.counts import ExpertReads, Requests, Workload, broadcast
 from llmcalc.roofline.products import products
 from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, weigh
@@ -411,7 +411,7 @@ def _link(
     latency_seconds: float,
 ) -> dict[str, Any]:
     """Return what a step exchanges, and over which link."""
-    found = collectives(exchanged, exchanged.values(workload))
+    found = of_step(exchanged, exchanged.values(workload))
     if not found:
         return {}
     name, rate = "given", bytes_per_second

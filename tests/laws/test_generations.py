@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcalc import LlmcalcError, ModelSpec, load_model, roofline
+from llmcalc import Layout, LlmcalcError, ModelSpec, load_model, roofline
 from llmcalc.strategies import dense_specs
 
 WIDE: dict[str, Any] = {"weights": "bf16", "kv": "bf16"}
@@ -68,3 +69,61 @@ def test_bad_powers_and_prices_are_refused(value: Any) -> None:
     for question in (answer.joules, answer.cost):
         with pytest.raises(LlmcalcError, match="must be a positive number"):
             question(value)
+
+
+@given(
+    spec=dense_specs(max_positions=40),
+    prompts=st.lists(st.integers(1, 20), min_size=1, max_size=3),
+    batches=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    new=st.integers(1, 9),
+)
+def test_generations_of_arrays_are_those_of_their_elements(
+    spec: ModelSpec, prompts: list[int], batches: list[int], new: int
+) -> None:
+    whole = roofline.generation(
+        spec,
+        "L4",
+        prompt=np.array(prompts),
+        batch=np.array(batches)[:, None],
+        new_tokens=new,
+        **WIDE,
+    )
+    assert whole.token_seconds.shape == (len(batches), len(prompts), new - 1)
+    for i, batch in enumerate(batches):
+        for j, prompt in enumerate(prompts):
+            one = roofline.generation(
+                spec, "L4", prompt=prompt, batch=batch, new_tokens=new, **WIDE
+            )
+            assert whole.seconds[i, j] == pytest.approx(one.seconds, rel=1e-15)
+            assert whole.first_token_seconds[i, j] == one.first_token_seconds
+            assert whole.tokens_per_second[i, j] == pytest.approx(one.tokens_per_second, rel=1e-15)
+            assert whole.joules(10)[i, j] == pytest.approx(one.joules(10), rel=1e-15)
+            if new > 1:
+                assert whole.mean_token_seconds[i, j] == pytest.approx(
+                    one.mean_token_seconds, rel=1e-15
+                )
+
+
+def test_all_devices_of_a_layout_cost_their_energy_and_price() -> None:
+    answer = roofline.generation(
+        load_model("llama-3-8b"),
+        "H100-SXM-80GB",
+        prompt=100,
+        new_tokens=10,
+        **WIDE,
+        layout=Layout(tensor_parallel=2, data_parallel=2),
+        batch=4,
+    )
+    assert answer.joules(700) == answer.seconds * 4 * 700
+    assert answer.tokens_per_second_per_device == answer.tokens_per_second / 4
+    two = roofline.generation(
+        load_model("llama-3-8b"),
+        "H100-SXM-80GB",
+        prompt=100,
+        new_tokens=10,
+        **WIDE,
+        tensor_parallel=2,
+        batch=2,
+    )
+    assert answer.seconds == two.seconds  # replicas share the requests out
+    assert two.devices == 2

@@ -1,8 +1,7 @@
 r"""What the ranks of a layout exchange in a step, derived from how axes are split.
 
+* `collectives`: the exchanges of a step.
 * `Collective`: one kind of exchange: its message, and what each rank sends of it.
-* `exchanges`: the exchanges of a share, before the workload is known.
-* `collectives`: those of a step.
 
 A matrix product that contracts a split axis leaves a partial sum on every rank, and so does a
 lookup in a table whose rows are split, and a mixture whose experts are dealt out: the sum over the
@@ -29,19 +28,20 @@ Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms" (2009); Th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
 from llmcalc import formats
+from llmcalc.boundary import choice
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.memory import stored
 from llmcalc.roofline.counts import TOKENS, Count
 from llmcalc.roofline.programs import Piece, Program, keep
-from llmcalc.roofline.shares import Share, is_routed
+from llmcalc.roofline.shares import Share, is_routed, shares_of
 from llmcalc.spec.axes import Axes, Axis, factors, is_split
 from llmcalc.spec.items import Cache, Linear, Mix, Table
 from llmcalc.spec.ledger import Entry
@@ -50,9 +50,12 @@ from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.spans import Constant
 
 if TYPE_CHECKING:
+    from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format
+    from llmcalc.layouts import Layout
+    from llmcalc.roofline.counts import Requests
 
-__all__ = ["Collective"]
+__all__ = ["Collective", "collectives"]
 
 #: What the ranks do together.
 Kind: TypeAlias = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
@@ -281,7 +284,7 @@ def _adds_up(block: Residual) -> bool:
     )
 
 
-def collectives(program: Program, values: list[Any]) -> tuple[Collective, ...]:
+def of_step(program: Program, values: list[Any]) -> tuple[Collective, ...]:
     """Return the exchanges of a step, from the values of the program's counts."""
     numbers = {count: number for number, count in enumerate(program.counts)}
     return tuple(
@@ -294,3 +297,40 @@ def collectives(program: Program, values: list[Any]) -> tuple[Collective, ...]:
         )
         for (kind, ranks, *path), _, shape, count, times in program.pieces
     )
+
+
+def collectives(
+    spec: ModelSpec,
+    *,
+    batch: Int | IntArray,
+    new: Int | IntArray,
+    past: Int | IntArray,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+    activations: str | Format = "bf16",
+    logits: Literal["last", "all"] = "last",
+    mla: Literal["expanded", "absorbed"] = "expanded",
+    mixed_with: Sequence[Requests] = (),
+) -> tuple[Collective, ...]:
+    """Return what the devices of a layout exchange in a step, in the order of the step.
+
+    The step and the layout are those of `llmcalc.roofline.flops`; `activations` is the format of
+    what is exchanged. The answer is that of the first device of each pipeline stage. There is
+    nothing to exchange on one device.
+
+    >>> from llmcalc import load_model, roofline
+    >>> llama = load_model("llama-3-8b")
+    >>> for one in roofline.collectives(llama, batch=8, new=1, past=1023, tensor_parallel=2):
+    ...     print(one.kind, one.path[-1], one.count, one.message_bytes)
+    all-reduce token 1 65536
+    all-reduce o 32 65536
+    all-reduce down 32 65536
+    all-gather output 1 2052096
+    """
+    choice(logits, "logits", ("last", "all"))
+    choice(mla, "mla", ("expanded", "absorbed"))
+    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
+    program = exchanges(
+        spec, share, activations, everything=logits == "all", absorbed=mla == "absorbed"
+    )
+    return of_step(program, program.values(share.workload(batch, new, past, mixed_with)))
