@@ -404,8 +404,9 @@ class _Fold:
             yield item.name, ((item.heads, query_key), (item.heads, value)), tokens
         elif isinstance(item, Conv):
             yield item.name, (item.channels, item.channels), tokens
-        elif isinstance(item, Scale) and item.name.endswith("norm.weight"):
-            yield item.name, (item.axes, item.axes), last if entry.after else tokens
+        elif isinstance(item, Scale) and item.vectors is not None:
+            normed = (*item.vectors, *item.axes)
+            yield item.name, (normed, normed), last if entry.after else tokens
 
 
 def entry_key(entry: Entry) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class Indexer(Described):
         yield Linear(name="index_q", into=(source,), out=((heads, head),))
         yield Linear(name="index_k", into=(embed,), out=((head,),))
         if self.query_norm is not None:
-            yield from self.query_norm.items("index_q_norm", (head,))
+            yield from self.query_norm.items("index_q_norm", (head,), (heads,))
         yield from self.key_norm.items("index_k_norm", (head,))
         if self.weighted:
             yield Linear(name="index_weights", into=(embed,), out=((heads,),))
@@ -216,8 +216,12 @@ class Attention(Described):
             ("q_norm", self.query_norm, queries),
             ("k_norm", self.key_norm, keys),
         ):
-            if norm is not None:
-                yield from norm.items(name, (head,) if self.norm_axes == "head" else (heads, head))
+            if norm is None:
+                continue
+            if self.norm_axes == "head":
+                yield from norm.items(name, (head,), (heads,))
+            else:
+                yield from norm.items(name, (heads, head))
         if self.sinks:
             yield Scale(name="sinks", axes=(queries,))
         if self.indexer is not None:

@@ -113,8 +113,8 @@ class RelativeAttention:
                 yield Scale(name=f"{name}.static", axes=(kernel, keys, head))
                 yield Linear(name=f"{name}.dynamic", into=(embed,), out=((keys, kernel),))
         if self.norm is not None:
-            for name in ("q_norm", "k_norm"):
-                yield from self.norm.items(name, (head,))
+            for name, heads in (("q_norm", queries), ("k_norm", keys)):
+                yield from self.norm.items(name, (head,), (heads,))
         else:
             yield Scale(name="q_clip", axes=(queries, head))
             yield Scale(name="relative.clip", axes=(queries, profiles))

@@ -96,11 +96,13 @@ class Table(Described):
 class Scale(Described):
     """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`.
 
-    A `buffer` is stored with the parameters, and is none, as in `Table`.
+    Of a norm, `vectors` are those of each token that it normalises one by one: the empty product is
+    one, `None` is no norm. A `buffer` is stored with the parameters, and is none, as in `Table`.
     """
 
     name: str
     axes: Axes
+    vectors: Axes | None = None
     storage: str | None = None
     buffer: bool = False
 

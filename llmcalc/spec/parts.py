@@ -48,10 +48,10 @@ class Norm(Described):
         usual = self.kind == "layer" if self.bias is None else self.bias
         return usual and self.elementwise
 
-    def items(self, name: str, axes: Axes) -> Iterator[Item]:
-        """Emit the norm's elementwise parameters."""
+    def items(self, name: str, axes: Axes, vectors: Axes = ()) -> Iterator[Item]:
+        """Emit the norm's elementwise parameters, which all `vectors` of a token share."""
         if self.elementwise:
-            yield Scale(name=f"{name}.weight", axes=axes)
+            yield Scale(name=f"{name}.weight", axes=axes, vectors=vectors)
         if self.has_bias:
             yield Scale(name=f"{name}.bias", axes=axes)
         if self.gate_rank is not None:

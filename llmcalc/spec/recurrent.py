@@ -269,7 +269,7 @@ class GatedDelta(_AnyWidth):
         )
         yield Scan(name="scan", state=held, products=_READ_WRITE_READ, eager=eager)
         yield Cache(name="state", role="state", shape=held, span=Constant())
-        yield from self.norm.items("norm", (value,))
+        yield from self.norm.items("norm", (value,), (heads,))
         yield Linear(name="o", into=values, out=((embed,),))
 
     def _through(self, name: str, embed: Axis, result: Axes) -> Iterator[Item]:

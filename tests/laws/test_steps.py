@@ -394,3 +394,12 @@ def test_products_run_in_the_number_format_of_most_weights(
     assert time.peak_flops == hardware.get(device).peak(number)
     scheme = formats.scheme(weights, spec)
     assert roofline.step_time(spec, device, **step, weights=scheme).peak_flops == time.peak_flops
+
+
+def test_a_norm_of_heads_reads_and_writes_every_head() -> None:
+    # Qwen3 0.6B: 16 query and 8 KV heads of 128, width 1024; every element in and out.
+    moved = roofline.bytes_moved(load_model("Qwen3-0.6B"), batch=1, new=3, past=0, **WIDE)
+    flows = {term.path[3]: term.value for term in moved["activations"].terms}
+    assert flows["q_norm.weight"] == 2 * 16 * 128 * 2 * 3 * 28
+    assert flows["k_norm.weight"] == 2 * 8 * 128 * 2 * 3 * 28
+    assert flows["attention_norm.weight"] == 2 * 1024 * 2 * 3 * 28
