@@ -102,9 +102,9 @@ class ShardedDecoder(TinyDecoder):
             whole = distribute_tensor(found, self.mesh, [Replicate()] * 2)
             x = whole[0]
             if self.pos_embedding is not None:
-                x = x + self.pos_embedding.weight[step.past[0] : step.end]
+                x = x + self.pos_embedding.weight[step.start : step.end]
         if self.turns is not None:
-            cos, sin = (turn[step.past[0] : step.end].unsqueeze(-2) for turn in self.turns)
+            cos, sin = (turn[step.start : step.end, None, None] for turn in self.turns)
             step.turn = cos, sin
         for number, layer in enumerate(self.own):
             x = self.layers[layer](x, step, number)

@@ -40,12 +40,14 @@ from llmcalc.spec import (
 __all__ = ["KVCache", "Step", "TinyDecoder"]
 
 _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "relu": F.relu,
+    "relu": torch.relu,
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
 
+
+_TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
 
 #: The fields of each part that this model executes; others must have their defaults.
 _EXECUTED: Final[dict[type[Any], frozenset[str]]] = {
@@ -93,9 +95,9 @@ class KVCache:
         self.lengths = tuple(lengths)
         #: (K, D) of every layer.
         self.heads = tuple(tuple(key.shape[2:]) for key in keys)
-        #: The same tensors as attention reads them, (B * K, capacity, D).
+        #: The same tensors as attention reads them, (B, K, capacity, D).
         self._views = tuple(
-            (key.flatten(1, 2).transpose(0, 1), value.flatten(1, 2).transpose(0, 1))
+            (key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
             for key, value in zip(keys, values, strict=True)
         )
 
@@ -125,16 +127,17 @@ class KVCache:
     def _append(
         self, layer: int, keys: Tensor, values: Tensor, step: _Pass
     ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values (B, T, K, D) of one layer; view all (B * K, L, D)."""
-        for store, fresh in ((self.keys[layer], keys), (self.values[layer], values)):
-            tokens = fresh.transpose(0, 1)
-            if step.uniform:
-                store[step.past[0] : step.end] = tokens
-            else:
-                for row, (start, count) in enumerate(zip(step.past, step.counts, strict=True)):
-                    store[start : start + count, row] = tokens[:count, row]
+        """Write the new keys and values (T, B, K, D) of one layer; view all (B, K, L, D)."""
+        all_keys, all_values = self.keys[layer], self.values[layer]
+        if step.uniform:
+            all_keys[step.start : step.end] = keys
+            all_values[step.start : step.end] = values
+        else:
+            for row, (start, count) in enumerate(zip(step.past, step.counts, strict=True)):
+                all_keys[start : start + count, row] = keys[:count, row]
+                all_values[start : start + count, row] = values[:count, row]
         held_keys, held_values = self._views[layer]
-        return held_keys[:, : step.end], held_values[:, : step.end]
+        return held_keys.narrow(2, 0, step.end), held_values.narrow(2, 0, step.end)
 
 
 @attrs.frozen(eq=False)
@@ -163,49 +166,53 @@ class AttentionLayer(nn.Module):
         self.W_v = nn.Linear(width, keys, bias=part.value_bias)
         self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
         self.has_output = part.output
-        # A tensor, because it multiplies faster than a number does.
-        self.scale = torch.tensor(part.head_dim**-0.5, dtype=torch.float64, device="cpu")
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
-        """Mix the new tokens ``x`` (B * T, E) with what came before them."""
+        """Mix the new tokens ``x`` (T * B, E) with what came before them."""
         part: Any = self._modules
-        shape = step.batch, step.new, -1, self.head_dim
-        q = _linear(x, part["W_q"]).view(shape)  # (B, T, H, D)
-        k = _linear(x, part["W_k"]).view(shape)  # (B, T, K, D)
-        v = _linear(x, part["W_v"]).view(shape)  # (B, T, K, D)
+        shape = step.new, step.batch, -1, self.head_dim
+        q = _linear(x, part["W_q"]).view(shape)  # (T, B, H, D)
+        k = _linear(x, part["W_k"]).view(shape)  # (T, B, K, D)
+        v = _linear(x, part["W_v"]).view(shape)  # (T, B, K, D)
         if step.turn is not None:
             q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
-        if step.cache is None:  # (B * K, T, D)
-            keys, values = k.transpose(1, 2).flatten(0, 1), v.transpose(1, 2).flatten(0, 1)
-        else:  # (B * K, L, D)
+        if step.cache is None:  # (B, K, T, D)
+            keys, values = k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+        else:  # (B, K, L, D)
             keys, values = step.cache._append(layer, k, v, step)  # noqa: SLF001
-        mixed = self._attend(q, keys, values, step)  # (B * T, H * D)
+        mixed = self._attend(q, keys, values, step)  # (T * B, H * D)
         return _linear(mixed, part["W_o"]) if self.has_output else mixed
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: _Pass) -> Tensor:
-        """Attend with queries (B, T, H, D) to keys and values (B * K, L, D)."""
-        if step.new > 1 and not step.explicit:
-            whole = step.uniform and step.end == step.new
+        """Attend with queries (T, B, H, D) to keys and values (B, K, L, D)."""
+        if step.explicit:
+            mixed = self._products(q.permute(1, 2, 0, 3), keys, values, step.mask)
+        elif step.new == 1:
+            # The G query heads of a group are G queries of one KV head: (B, K, G, D).
+            rows = q.view(step.batch, self.kv_heads, -1, self.head_dim)
+            mixed = F.scaled_dot_product_attention(rows, keys, values, step.mask)
+            return mixed.reshape(step.batch, -1)
+        else:
             mixed = F.scaled_dot_product_attention(
-                q.transpose(1, 2),
-                keys.view(step.batch, -1, *keys.shape[1:]),
-                values.view(step.batch, -1, *values.shape[1:]),
-                attn_mask=None if whole else step.mask,
-                is_causal=whole,
+                q.permute(1, 2, 0, 3),
+                keys,
+                values,
+                attn_mask=step.mask,
+                is_causal=step.alone,
                 enable_gqa=self.heads != self.kv_heads,
             )
-            return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
-        # The G query heads of a group are G rows of queries to one KV head.
-        rows = q if step.new == 1 else q.transpose(1, 2)
-        rows = (rows * self.scale).reshape(keys.shape[0], -1, self.head_dim)  # (B * K, G * T, D)
-        scores = torch.bmm(rows, keys.transpose(1, 2))  # (B * K, G * T, L)
-        if step.mask is not None:
-            grid = scores.view(step.batch, self.heads, step.new, -1)
-            scores = grid.masked_fill(~step.mask, float("-inf")).view_as(scores)
-        mixed = torch.bmm(scores.softmax(dim=-1), values)  # (B * K, G * T, D)
-        if step.new > 1:
-            mixed = mixed.view(step.batch, self.heads, step.new, -1).transpose(1, 2)
-        return mixed.reshape(step.batch * step.new, -1)
+        return mixed.permute(2, 0, 1, 3).flatten(2).flatten(0, 1)  # from (B, H, T, D)
+
+    def _products(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend with (B, H, T, D) to (B, K, L, D) by explicit products: (B, H, T, D)."""
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (B * K, L, D)
+        # The G query heads of a group are G times as many queries of one KV head.
+        rows = (q * self.head_dim**-0.5).reshape(len(keys), -1, self.head_dim)  # (B * K, G * T, D)
+        scores = torch.bmm(rows, keys.transpose(1, 2)).view(*q.shape[:3], -1)  # (B, H, T, L)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        weights = scores.softmax(dim=-1).view(*rows.shape[:2], -1)  # (B * K, G * T, L)
+        return torch.bmm(weights, values).view(q.shape)
 
 
 class FeedForwardLayer(nn.Module):
@@ -221,7 +228,7 @@ class FeedForwardLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the part to every token of ``x`` (B * T, E)."""
+        """Apply the part to every token of ``x`` (T * B, E)."""
         part: Any = self._modules
         inner = _linear(x, part["fc1"])
         if self.gated:
@@ -264,11 +271,11 @@ class DecoderLayer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
-        """Apply the layer to the new tokens ``x`` (B * T, E)."""
+        """Apply the layer to the new tokens ``x`` (T * B, E)."""
         part: Any = self._modules
-        mixed = part["attention"](_normed(x, part.get("norm1")), step, layer)
+        mixed = part["attention"].forward(_normed(x, part.get("norm1")), step, layer)
         x = x + _dropout(mixed, self)
-        inner = part["feed_forward"](_normed(x, part.get("norm2")))
+        inner = part["feed_forward"].forward(_normed(x, part.get("norm2")))
         return x + _dropout(inner, self)
 
 
@@ -290,19 +297,21 @@ class _Pass:
         self.counts = counts
         self.batch, self.new = len(counts), max(counts)
         self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
-        #: L, the most tokens that any row attends.
-        self.end = max(self.ends)
+        #: The first new position of any row, and L, the most tokens that any row attends.
+        self.start, self.end = min(self.past), max(self.ends)
         #: Whether all rows are equally long: then no row needs a mask of its own.
         self.uniform = len({*self.past}) == len({*counts}) == 1
-        #: Cosines and sines of rotary positions, (T, 1, D) or (B, T, 1, D).
+        #: Whether the new tokens attend nothing but each other: the fast path needs no mask then.
+        self.alone = self.uniform and self.start == 0 and not explicit
+        #: Cosines and sines of rotary positions, (T, 1, 1, D) or (T, B, 1, D).
         self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
         self.mask: Tensor | None = None
         if not self.uniform:
             rows = torch.tensor(self.past, device=device)[:, None, None]
             self.mask = _causal(rows + torch.arange(self.new, device=device), self.end)
-        elif self.new > 1:
-            self.mask = _causal(torch.arange(self.past[0], self.end, device=device), self.end)
+        elif self.new > 1 and not self.alone:
+            self.mask = _causal(torch.arange(self.start, self.end, device=device), self.end)
 
 
 class TinyDecoder(nn.Module):
@@ -373,7 +382,9 @@ class TinyDecoder(nn.Module):
         # input; it then streams through memory, up to twice as fast as row by row.
         for module in self.modules():
             if isinstance(module, nn.Linear) and "weight" in module._parameters:  # noqa: SLF001
-                module.weight.data = module.weight.data.t().contiguous().t()
+                rows, columns = module.weight.shape
+                if rows > columns:
+                    module.weight.data = module.weight.data.t().contiguous().t()
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02, generator=generator)
@@ -394,7 +405,7 @@ class TinyDecoder(nn.Module):
         limit = self.spec.max_positions
         if limit is not None and tokens > limit:
             raise InvalidValueError("capacity", tokens, f"must be at most {limit} positions")
-        weight = self.token_embedding.weight
+        weight = self._table
         # Zeros, not garbage: what a mask hides is still multiplied, by zero.
         with torch.inference_mode(mode=False):  # so that it can be written outside it, too
             keys, values = (
@@ -432,49 +443,66 @@ class TinyDecoder(nn.Module):
         counts = self._check_input(input_ids, lengths)
         flag_argument(last_only, "last_only")
         self._check_room(counts, cache)
-        if cache is None:
-            return self._logits(input_ids, None, counts, last_only=last_only)
-        with torch.no_grad():
+        if cache is None or torch.is_inference_mode_enabled():
             return self._logits(input_ids, cache, counts, last_only=last_only)
+        with torch.inference_mode():
+            hidden = self._hidden(input_ids, cache, counts, last_only=last_only)
+        with torch.no_grad():  # not inference mode, whose results could not be changed in place
+            return self._head(hidden, counts)
 
     def _logits(
         self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
     ) -> Tensor:
-        """Run the layers on checked arguments."""
+        """Run the whole model on checked arguments."""
+        return self._head(self._hidden(input_ids, cache, counts, last_only=last_only), counts)
+
+    def _hidden(
+        self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
+    ) -> Tensor:
+        """Run the layers: what the head reads of all tokens (B * T, E), or of the last (B, E)."""
         step = _Pass(cache, counts, explicit=self.explicit, device=input_ids.device)
-        table = self.token_embedding.weight
-        x = _dropout(self._place(F.embedding(input_ids, table), step), self)  # (B, T, E)
-        x = x.view(-1, x.shape[-1])  # (B * T, E): products of matrices start sooner than of stacks
+        # Tokens come first and rows second, as in the cache.
+        x = torch.embedding(self._table, input_ids.t())  # (T, B, E)
+        x = _dropout(self._place(x, step), self).view(-1, x.shape[-1])  # (T * B, E)
         for index, layer in enumerate(self._decoder_layers):
             x = layer(x, step, index)
-        if last_only and step.new > 1:
-            ends = torch.tensor(counts, device=x.device) - 1
-            x = x[ends + torch.arange(0, step.new * step.batch, step.new, device=x.device)]
-        x = _normed(x, self._modules.get("norm"))
-        head = self.output_projection
-        logits = F.linear(x, table if self.spec.head.tied else head.weight, head.bias)
         if cache is not None:
             cache.lengths = step.ends
-        return logits.view(step.batch, -1, logits.shape[-1])
+        if step.new > 1:
+            x = x.view(step.new, step.batch, -1)
+            if last_only:
+                ends = torch.tensor(counts, device=x.device) - 1
+                return x[ends, torch.arange(step.batch, device=x.device)]
+            x = x.transpose(0, 1).flatten(0, 1)
+        return x
+
+    def _head(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Give the logits (B, T, vocabulary) of ``x`` (B * T, E)."""
+        part: Any = self._modules
+        x = _normed(x, part.get("norm"))
+        head = part["output_projection"]._parameters  # noqa: SLF001
+        logits = F.linear(x, self._table if self.spec.head.tied else head["weight"], head["bias"])
+        return logits.view(len(counts), -1, logits.shape[-1])
 
     def _place(self, x: Tensor, step: _Pass) -> Tensor:
-        """Add learned positions to ``x`` (B, T, E), or put the rotary ones into the pass."""
-        where: slice | Tensor = slice(step.past[0], step.end)
+        """Add learned positions to ``x`` (T, B, E), or put the rotary ones into the pass."""
+        where: slice | Tensor = slice(step.start, step.end)
         if not step.uniform:  # padding stays on its row's last position: its result means nothing
-            positions = torch.tensor(step.past)[:, None] + torch.arange(step.new)
-            where = torch.minimum(positions, torch.tensor(step.ends)[:, None] - 1)
+            positions = torch.tensor(step.past) + torch.arange(step.new)[:, None]
+            where = torch.minimum(positions, torch.tensor(step.ends) - 1)  # (T, B)
         if self.pos_embedding is not None:
-            return x + self.pos_embedding.weight[where]
+            return x + self.pos_embedding.weight[where].view(step.new, -1, x.shape[-1])
         if self._positions is not None:
-            cos, sin = self._rotary_tables(*self._positions, step.end)
-            step.turn = cos[where].unsqueeze(-2), sin[where].unsqueeze(-2)
+            tables = self._rotary_tables(*self._positions, step.end)
+            cos, sin = (table[where].view(step.new, -1, 1, table.shape[-1]) for table in tables)
+            step.turn = cos, sin
         return x
 
     def _rotary_tables(
         self, rotary: Rotary, head_dim: int, positions: int
     ) -> tuple[Tensor, Tensor]:
         """Return cosines and sines (at least `positions`, D), kept and grown by doubling."""
-        weight = self.token_embedding.weight
+        weight = self._table
         tables = self._rotary
         if (
             tables is None
@@ -490,6 +518,13 @@ class TinyDecoder(nn.Module):
                 tables = (angles.cos().to(weight), angles.sin().to(weight))
             self._rotary = tables
         return tables
+
+    @property
+    def _table(self) -> Tensor:
+        """The token embedding; its type and device are the model's."""
+        table: Any = self._modules["token_embedding"]
+        weight: Tensor = table._parameters["weight"]  # noqa: SLF001
+        return weight
 
     @property
     def _decoder_layers(self) -> Iterator[Any]:
@@ -537,18 +572,15 @@ class TinyDecoder(nn.Module):
             prefill_chunk_size=prefill_chunk_size,
             lengths=lengths,
         )
+        none = input_ids[:, :0]
+        new = torch.cat([none, *(step.tokens[:, None] for step in steps)], dim=1)  # (B, N)
         batch, longest = input_ids.shape
-        counts = (longest,) * batch if lengths is None else tuple(lengths)
         fill = next((t for t in (pad_token_id, eos_token_id) if t is not None), 0)
-        ids = input_ids.new_full((batch, longest + max_new_tokens), fill)
-        for row, count in enumerate(counts):
+        ids = input_ids.new_full((batch, longest + new.shape[1]), fill)
+        for row, count in enumerate((longest,) * batch if lengths is None else lengths):
             ids[row, :count] = input_ids[row, :count]
-        taken = 0
-        for step in steps:
-            for row, count in enumerate(counts):
-                ids[row, count + step.index] = step.tokens[row]
-            taken = step.index + 1
-        return ids[:, : longest + taken]
+            ids[row, count : count + new.shape[1]] = new[row]
+        return ids
 
     def stream(
         self,
@@ -574,7 +606,7 @@ class TinyDecoder(nn.Module):
         vocabulary = self.spec.embedding.vocab_size
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, generator=generator
-        ).on(self.token_embedding.weight.device)
+        ).on(self._table.device)
         if top_k is not None and top_k > vocabulary:
             raise InvalidValueError("top_k", top_k, f"must be at most vocab_size ({vocabulary})")
         for name, token in (("eos_token_id", eos_token_id), ("pad_token_id", pad_token_id)):
@@ -637,17 +669,18 @@ class TinyDecoder(nn.Module):
         """Refuse what is no batch of token ids; return the number of tokens of each row."""
         if not isinstance(input_ids, Tensor):
             raise InvalidValueError("input_ids", input_ids, "must be a tensor")
-        if input_ids.dtype not in {torch.int64, torch.int32}:
+        if input_ids.dtype not in _TOKEN_TYPES:
             raise InvalidValueError("input_ids", input_ids.dtype, "must be of type int64 or int32")
         shape = tuple(input_ids.shape)
         if len(shape) != 2 or not input_ids.numel():
             raise InvalidValueError(
                 "input_ids", shape, "must have shape (batch, tokens), not empty"
             )
-        if input_ids.device != self.token_embedding.weight.device:
+        if input_ids.device != self._table.device:
             raise InvalidValueError("input_ids", input_ids.device, "must be on the model's device")
         vocabulary = self.spec.embedding.vocab_size
-        low, high = (int(end) for end in input_ids.aminmax())
+        tokens = input_ids.flatten().tolist()
+        low, high = min(tokens), max(tokens)
         if low < 0 or high >= vocabulary:
             raise InvalidValueError(
                 "input_ids", low if low < 0 else high, f"must be from 0 to {vocabulary - 1}"
@@ -685,7 +718,7 @@ class TinyDecoder(nn.Module):
             raise InvalidValueError(
                 "cache", cache.heads, f"must have the model's heads and widths {self._heads}"
             )
-        weight, held = self.token_embedding.weight, cache.keys[0]
+        weight, held = self._table, cache.keys[0]
         if held.dtype != weight.dtype or held.device != weight.device:
             raise InvalidValueError(
                 "cache",
@@ -730,15 +763,15 @@ def _linear(x: Tensor, module: Any) -> Tensor:
     return F.linear(x, held["weight"], held["bias"])
 
 
-def _normed(x: Tensor, norm: nn.Module | None) -> Tensor:
+def _normed(x: Tensor, norm: NormLayer | None) -> Tensor:
     if norm is None:
         return x
-    result: Tensor = norm(x)
+    result: Tensor = norm.forward(x)
     return result
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of elements (i, i + D / 2) of ``x`` (B, T, heads, D) by its position."""
+    """Turn each pair of elements (i, i + D / 2) of ``x`` (T, B, heads, D) by its position."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 

@@ -187,7 +187,7 @@ def test_a_decode_step_reads_one_token_and_writes_one_slot(
     append = tiny_decoder.KVCache._append
 
     def recorded(self: Any, layer: int, keys: Tensor, values: Tensor, step: Any) -> Any:
-        widths.append(keys.shape[1])
+        widths.append(keys.shape[0])
         return append(self, layer, keys, values, step)
 
     monkeypatch.setattr(tiny_decoder.KVCache, "_append", recorded)
