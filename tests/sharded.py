@@ -89,7 +89,8 @@ class ShardedDecoder(TinyDecoder):
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor | None:
         """Run the rank's stage: from the ids or the stage before it, to the next or the logits."""
-        step = _Pass(cache, (ids.shape[1],), explicit=True, device=ids.device)
+        step = _Pass(cache, (ids.shape[1],), explicit=True)
+        step.hide(ids.device)
         neighbour = self.mesh.size()
         if self.stage:
             x: Any = torch.empty(ids.shape[1], self.spec.embed_dim)

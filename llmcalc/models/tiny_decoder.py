@@ -282,14 +282,7 @@ class DecoderLayer(nn.Module):
 class _Pass:
     """What all layers of one forward pass share: cache, sizes, positions and the mask."""
 
-    def __init__(
-        self,
-        cache: KVCache | None,
-        counts: Sequence[int],
-        *,
-        explicit: bool,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, cache: KVCache | None, counts: Sequence[int], *, explicit: bool) -> None:
         self.cache = cache
         self.explicit = explicit
         #: Tokens of each row before the pass, and new ones; T is the most of them.
@@ -302,15 +295,18 @@ class _Pass:
         #: Whether all rows are equally long: then no row needs a mask of its own.
         self.uniform = len({*self.past}) == len({*counts}) == 1
         #: Whether the new tokens attend nothing but each other: the fast path needs no mask then.
-        self.alone = self.uniform and self.start == 0 and not explicit
+        self.alone = self.uniform and not self.start
         #: Cosines and sines of rotary positions, (T, 1, 1, D) or (T, B, 1, D).
         self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
         self.mask: Tensor | None = None
+
+    def hide(self, device: torch.device) -> None:
+        """Make the mask, if one is needed."""
         if not self.uniform:
             rows = torch.tensor(self.past, device=device)[:, None, None]
             self.mask = _causal(rows + torch.arange(self.new, device=device), self.end)
-        elif self.new > 1 and not self.alone:
+        elif self.new > 1 and (self.explicit or not self.alone):
             self.mask = _causal(torch.arange(self.start, self.end, device=device), self.end)
 
 
@@ -442,47 +438,48 @@ class TinyDecoder(nn.Module):
         """
         counts = self._check_input(input_ids, lengths)
         flag_argument(last_only, "last_only")
-        self._check_room(counts, cache)
+        if cache is not None:
+            self._check_cache(cache, len(counts))
+        step = self._pass(cache, counts)
         if cache is None or torch.is_inference_mode_enabled():
-            return self._logits(input_ids, cache, counts, last_only=last_only)
+            return self._head(self._hidden(input_ids, step, last_only=last_only), step)
         with torch.inference_mode():
-            hidden = self._hidden(input_ids, cache, counts, last_only=last_only)
+            hidden = self._hidden(input_ids, step, last_only=last_only)
         with torch.no_grad():  # not inference mode, whose results could not be changed in place
-            return self._head(hidden, counts)
+            return self._head(hidden, step)
 
-    def _logits(
-        self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
+    def _last_logits(
+        self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int]
     ) -> Tensor:
-        """Run the whole model on checked arguments."""
-        return self._head(self._hidden(input_ids, cache, counts, last_only=last_only), counts)
+        """Give the logits (B, vocabulary) of each row's last token; the arguments are checked."""
+        step = _Pass(cache, counts, explicit=self.explicit)
+        return self._head(self._hidden(input_ids, step, last_only=True), step)[:, 0]
 
-    def _hidden(
-        self, input_ids: Tensor, cache: KVCache | None, counts: Sequence[int], *, last_only: bool
-    ) -> Tensor:
+    def _hidden(self, input_ids: Tensor, step: _Pass, *, last_only: bool) -> Tensor:
         """Run the layers: what the head reads of all tokens (B * T, E), or of the last (B, E)."""
-        step = _Pass(cache, counts, explicit=self.explicit, device=input_ids.device)
+        step.hide(input_ids.device)
         # Tokens come first and rows second, as in the cache.
         x = torch.embedding(self._table, input_ids.t())  # (T, B, E)
         x = _dropout(self._place(x, step), self).view(-1, x.shape[-1])  # (T * B, E)
         for index, layer in enumerate(self._decoder_layers):
-            x = layer(x, step, index)
-        if cache is not None:
-            cache.lengths = step.ends
+            x = layer.forward(x, step, index)
+        if step.cache is not None:
+            step.cache.lengths = step.ends
         if step.new > 1:
             x = x.view(step.new, step.batch, -1)
             if last_only:
-                ends = torch.tensor(counts, device=x.device) - 1
+                ends = torch.tensor(step.counts, device=x.device) - 1
                 return x[ends, torch.arange(step.batch, device=x.device)]
             x = x.transpose(0, 1).flatten(0, 1)
         return x
 
-    def _head(self, x: Tensor, counts: Sequence[int]) -> Tensor:
-        """Give the logits (B, T, vocabulary) of ``x`` (B * T, E)."""
+    def _head(self, x: Tensor, step: _Pass) -> Tensor:
+        """Give the logits of what the layers left: (B, T, vocabulary), or (B, 1, vocabulary)."""
         part: Any = self._modules
         x = _normed(x, part.get("norm"))
         head = part["output_projection"]._parameters  # noqa: SLF001
         logits = F.linear(x, self._table if self.spec.head.tied else head["weight"], head["bias"])
-        return logits.view(len(counts), -1, logits.shape[-1])
+        return logits.view(step.batch, -1, logits.shape[-1])
 
     def _place(self, x: Tensor, step: _Pass) -> Tensor:
         """Add learned positions to ``x`` (T, B, E), or put the rotary ones into the pass."""
@@ -490,8 +487,10 @@ class TinyDecoder(nn.Module):
         if not step.uniform:  # padding stays on its row's last position: its result means nothing
             positions = torch.tensor(step.past) + torch.arange(step.new)[:, None]
             where = torch.minimum(positions, torch.tensor(step.ends) - 1)  # (T, B)
-        if self.pos_embedding is not None:
-            return x + self.pos_embedding.weight[where].view(step.new, -1, x.shape[-1])
+        learned: Any = self._modules.get("pos_embedding")
+        if learned is not None:
+            rows = learned._parameters["weight"][where]  # noqa: SLF001
+            return x + rows.view(step.new, -1, x.shape[-1])
         if self._positions is not None:
             tables = self._rotary_tables(*self._positions, step.end)
             cos, sin = (table[where].view(step.new, -1, 1, table.shape[-1]) for table in tables)
@@ -528,7 +527,8 @@ class TinyDecoder(nn.Module):
 
     @property
     def _decoder_layers(self) -> Iterator[Any]:
-        return iter(self.layers._modules.values())  # noqa: SLF001  # as __iter__, without a list
+        layers: Any = self._modules["layers"]
+        return iter(layers._modules.values())  # noqa: SLF001  # as __iter__, without a list
 
     def generate(
         self,
@@ -617,7 +617,7 @@ class TinyDecoder(nn.Module):
         if prefill_chunk_size is not None:
             chunk = whole_number(prefill_chunk_size, "prefill_chunk_size", minimum=1)
         if new:  # the last token is chosen, but never read
-            self._check_room([count + new - 1 for count in counts], None)
+            self._pass(None, [count + new - 1 for count in counts])
         forward = (
             self._cached(input_ids, counts, new, chunk)
             if use_cache
@@ -636,14 +636,14 @@ class TinyDecoder(nn.Module):
             nonlocal cache
             if tokens is not None:
                 one = (1,) * len(counts)
-                return self._logits(tokens[:, None], cache, one, last_only=True)[:, 0]
+                return self._last_logits(tokens[:, None], cache, one)
             cache = self.new_cache(batch=len(counts), capacity=max(counts) + max(new - 1, 0))
             last: dict[int, Tensor] = {}
             for start in range(0, max(counts), chunk):
                 # A row whose prompt has ended reads nothing; the others may have more to come.
                 part = [min(max(count - start, 0), chunk) for count in counts]
-                logits = self._logits(prompt[:, start : start + chunk], cache, part, last_only=True)
-                last |= {row: logits[row, 0] for row, count in enumerate(part) if count}
+                logits = self._last_logits(prompt[:, start : start + chunk], cache, part)
+                last |= {row: logits[row] for row, count in enumerate(part) if count}
             return torch.stack([last[row] for row in range(len(counts))])
 
         return forward
@@ -661,7 +661,7 @@ class TinyDecoder(nn.Module):
                 for row, token in enumerate(tokens):
                     ids[row, held[row]] = token
                     held[row] += 1
-            return self._logits(ids[:, : max(held)], None, held, last_only=True)[:, 0]
+            return self._last_logits(ids[:, : max(held)], None, held)
 
         return forward
 
@@ -672,15 +672,15 @@ class TinyDecoder(nn.Module):
         if input_ids.dtype not in _TOKEN_TYPES:
             raise InvalidValueError("input_ids", input_ids.dtype, "must be of type int64 or int32")
         shape = tuple(input_ids.shape)
-        if len(shape) != 2 or not input_ids.numel():
+        if len(shape) != 2 or 0 in shape:
             raise InvalidValueError(
                 "input_ids", shape, "must have shape (batch, tokens), not empty"
             )
         if input_ids.device != self._table.device:
             raise InvalidValueError("input_ids", input_ids.device, "must be on the model's device")
         vocabulary = self.spec.embedding.vocab_size
-        tokens = input_ids.flatten().tolist()
-        low, high = min(tokens), max(tokens)
+        rows = input_ids.tolist()
+        low, high = min(map(min, rows)), max(map(max, rows))
         if low < 0 or high >= vocabulary:
             raise InvalidValueError(
                 "input_ids", low if low < 0 else high, f"must be from 0 to {vocabulary - 1}"
@@ -694,22 +694,20 @@ class TinyDecoder(nn.Module):
             )
         return counts
 
-    def _check_room(self, counts: Sequence[int], cache: KVCache | None) -> None:
-        """Refuse a context past the position limit, and a cache that is full or another's."""
-        past = (0,) * len(counts)
-        if cache is not None:
-            self._check_cache(cache, len(counts))
-            past = cache.lengths
-        context = max(map(sum, zip(past, counts, strict=True)))
+    def _pass(self, cache: KVCache | None, counts: Sequence[int]) -> _Pass:
+        """Plan a pass; refuse a context past the position limit or the cache's capacity."""
+        step = _Pass(cache, counts, explicit=self.explicit)
         limit = self.spec.max_positions
-        if limit is not None and context > limit:
-            raise InvalidValueError("context", context, f"must be at most {limit} positions")
-        if cache is not None and context > cache.capacity:
+        if limit is not None and step.end > limit:
+            raise InvalidValueError("context", step.end, f"must be at most {limit} positions")
+        if cache is not None and step.end > cache.capacity:
             raise InvalidValueError(
-                "context", context, f"must be at most the cache's capacity ({cache.capacity})"
+                "context", step.end, f"must be at most the cache's capacity ({cache.capacity})"
             )
+        return step
 
     def _check_cache(self, cache: KVCache, batch: int) -> None:
+        """Refuse what is no cache of this model for so many rows."""
         if not isinstance(cache, KVCache):
             raise InvalidValueError("cache", cache, "must be a KVCache")
         if cache.batch != batch:

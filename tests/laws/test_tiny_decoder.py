@@ -161,7 +161,7 @@ def test_the_cache_law_fails_when_positions_are_not_offset(
     place = TinyDecoder._place
 
     def from_zero(self: TinyDecoder, x: Tensor, step: Any) -> Tensor:
-        moved = tiny_decoder._Pass(None, step.counts, explicit=False, device=x.device)
+        moved = tiny_decoder._Pass(None, step.counts, explicit=False)
         result = place(self, x, moved)
         step.turn = moved.turn
         return result

@@ -262,17 +262,17 @@ def test_kv_evaluation_passes_and_sees_a_cache_that_is_wrong_only_after_the_prom
     result = kv_evaluate(decoder, prompts, new_tokens=12, prefill_chunk_size=chunk)
     assert result.pass_rate == 1
     assert result.worst_difference < 1e-5
-    cached_step = TinyDecoder._logits
+    cached_step = TinyDecoder._last_logits
     calls = 0
 
-    def spoilt(self: TinyDecoder, ids: Any, cache: Any, *args: Any, **kwargs: Any) -> Any:
+    def spoilt(self: TinyDecoder, ids: Any, cache: Any, counts: Any) -> Any:
         nonlocal calls
         if cache is not None and cache.lengths[0] > 8:
             calls += 1
             cache.values[1][3] += 0.5
-        return cached_step(self, ids, cache, *args, **kwargs)
+        return cached_step(self, ids, cache, counts)
 
-    monkeypatch.setattr(TinyDecoder, "_logits", spoilt)
+    monkeypatch.setattr(TinyDecoder, "_last_logits", spoilt)
     spoilt_result = kv_evaluate(decoder, [(5, 6, 7)], new_tokens=12, prefill_chunk_size=chunk)
     assert calls
     assert not spoilt_result.results[0].passed
