@@ -298,7 +298,8 @@ def rotary(
     default where it is not that of the field; `fraction` that of the head's turned part, `None`
     where the model always turns the whole head.
     """
-    parameters = config.mapping("rope_parameters") or {}
+    known = config.knows("rope_parameters")  # not of every class
+    parameters = (config.mapping("rope_parameters") if known else None) or {}
     scaling = (config.mapping("rope_scaling") if "rope_scaling" in config else None) or {}
     own = parameters.get(kind) if kind is not None else None
     if isinstance(own, Mapping):

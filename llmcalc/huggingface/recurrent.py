@@ -717,7 +717,10 @@ def recurrent_gemma(config: Config, name: str) -> ModelSpec:
         part: Part
         if kind == "recurrent":
             part = GatedLinearRecurrence(
-                heads=heads, head_dim=width // heads, kernel=config.size("conv1d_width")
+                heads=heads,
+                head_dim=width // heads,
+                kernel=config.size("conv1d_width"),
+                activation=activation(config, "hidden_activation"),
             )
         else:
             part = attention(

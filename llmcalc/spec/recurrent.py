@@ -335,7 +335,8 @@ class LinearAttention(_AnyWidth):
 class GatedLinearRecurrence(_AnyWidth):
     """The real-gated linear recurrence of Griffin: one state element for each of its channels.
 
-    Its gates are computed by a matrix for each of `heads`, from the head's own channels.
+    Its gates are computed by a matrix for each of `heads`, from the head's own channels;
+    `activation` is that of the branch beside it.
 
     Source: De et al., "Griffin" (2024), section 2.4.
 
@@ -350,6 +351,9 @@ class GatedLinearRecurrence(_AnyWidth):
     heads: int = attrs.field(validator=size)
     head_dim: int = attrs.field(validator=size)
     kernel: int = attrs.field(validator=size)
+    activation: Activation = attrs.field(
+        default="gelu_tanh", validator=one_of(*get_args(Activation))
+    )
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, convolution, gates, recurrence and caches."""
@@ -357,6 +361,7 @@ class GatedLinearRecurrence(_AnyWidth):
         channels = (heads, head)
         for name in ("y", "x"):
             yield Linear(name=name, into=(embed,), out=(channels,), bias=True)
+        yield from learned_activation(self.activation)
         yield from _convolution("conv", (channels,), self.kernel, bias=True, spare=0)
         yield Scale(name="decay", axes=channels)
         for name in ("input_gate", "decay_gate"):
