@@ -69,7 +69,6 @@ MULTIMODAL: Final = frozenset(
 
 #: Why a figure is further off than 2 %, or why there is none, by row.
 CAUSES: Final = {
-    "A002": "activation: latent attention expands its cache while it is profiled",
     "A009": "the vision tower (SigLIP, 417 M parameters) and what it computes are not counted",
     "A016": "the vision tower (SigLIP, 400 M parameters) and its projector are not counted",
     "A071": "the vision tower is not counted; its activations and a smaller step are not stated",

@@ -18,18 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
+from typing import Final, NamedTuple
 
 import attrs
 
 from llmcalc import formats, hardware, memory
 from llmcalc.boundary import whole_number
-from llmcalc.breakdown import Breakdown, Term
+from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
-from llmcalc.serving.engines import Profile, check_share, profile
+from llmcalc.serving.engines import ActivationRule, Profile, check_share, profile
 from llmcalc.serving.paging import Allocation, allocate
 from llmcalc.spec.items import Linear
 from llmcalc.spec.model import ModelSpec
@@ -200,8 +201,11 @@ def activation_peak(
     spec: ModelSpec,
     *,
     engine: str | Profile = "vllm-0.19",
+    weights: str | Format | Scheme = "bf16",
     batched_tokens: int | None = None,
     sequences: int | None = None,
+    context: int | None = None,
+    block_tokens: int | None = None,
     dtype: str | Format = "bf16",
     tensor_parallel: int = 1,
     layout: Layout | None = None,
@@ -211,14 +215,21 @@ def activation_peak(
 
     The step has `batched_tokens` tokens of which `sequences` give logits. The larger one of two
     peaks counts: that of the widest layer, and that of the sampler, which a pipeline has on its
-    last stage; its stages also keep what they hand on. The rule and what it was fitted to are the
-    profile's (`llmcalc.serving.Profile`); it covers attention, feed-forward layers and experts of
-    text models, not vision towers. Raises `llmcalc.LlmcalcError` where the profile has no rule.
+    last stage; its stages also keep what they hand on, and mixtures the buffers of their experts.
+    Latent attention expands as much of its cache as a step may read, which `context` (the longest
+    one) and `block_tokens` bound; without a `context` it is the most that the engine ever does.
+    `weights` matters where the kernels of a format have buffers of their own. The rule and what it
+    was fitted to are the profile's (`llmcalc.serving.ActivationRule`); it covers attention,
+    feed-forward layers and experts of text models, not vision towers. Raises
+    `llmcalc.LlmcalcError` where the profile has no rule.
 
     >>> from llmcalc import GiB, load_model, serving
     >>> peak = serving.activation_peak(load_model("Qwen/Qwen2.5-7B"))
     >>> round(peak.total / GiB, 2)  # vLLM 0.19 prints 2.21
     2.21
+    >>> peak = serving.activation_peak(load_model("Mixtral-8x7B-v0.1"), tensor_parallel=2)
+    >>> round(peak.total / GiB, 2)  # vLLM 0.19 prints 1.21
+    1.21
     """
     known = profile(engine)
     rule = known.activation
@@ -235,33 +246,36 @@ def activation_peak(
     rows = whole_number(known.sequences if sequences is None else sequences, "sequences")
     element = formats.get(dtype, "dtype").bytes(rows=1, columns=1)
     hidden = (spec.embed_dim, "hidden")
-    widest = max(
-        (
-            (rule.layer_inner * inner + experts * spec.embed_dim, label)
-            for label, inner, experts in _layer_widths(spec, where)
-        ),
-        default=(0, ""),
-    )
-    layer = [
+    expanded = _expanded_tokens(known, rows, context, block_tokens)
+    widest: list[Term[int]] = []
+    kept: list[Term[int]] = []
+    storage = formats.scheme(weights, spec)
+    for layer in _layers(spec, where, rule, storage, tokens=tokens, expanded=expanded):
+        found = [
+            Term(("layer", layer.label, name), (*factors, (element, "bytes")))
+            for name, factors in layer.wide
+        ]
+        if sum(term.value for term in found) > sum(term.value for term in widest):
+            widest = found
+        if layer.kept:
+            buffers = Term(("experts", layer.label, "buffers"), (*layer.kept, (element, "bytes")))
+            kept = [max([*kept, buffers], key=lambda term: term.value)]
+    kept += [
+        # hidden state and residual, kept for the next stage
         Term(
-            ("layer", widest[1], "inner"),
-            ((tokens, "tokens"), (widest[0], "wide"), (element, "bytes")),
-        ),
+            ("pipeline", "", "handed on"),
+            ((2, "tensors"), (tokens, "tokens"), hidden, (element, "bytes")),
+        )
+    ] * (stages > 1)
+    layer_terms = [
+        *widest,
         Term(
-            ("layer", widest[1], "hidden"),
+            ("layer", "", "hidden"),
             ((tokens, "tokens"), (rule.layer_hidden, "times"), hidden, (element, "bytes")),
         ),
         Term(("layer", "", "workspace"), ((rule.layer_constant_bytes, "bytes"),)),
     ]
-    passed = []
-    if stages > 1:  # hidden state and residual, kept for the next stage
-        passed = [
-            Term(
-                ("pipeline", "", "handed on"),
-                ((2, "tensors"), (tokens, "tokens"), hidden, (element, "bytes")),
-            )
-        ]
-    peak = Breakdown(Bytes, "Activation peak, in the widest layer", layer + passed)
+    peak = Breakdown(Bytes, "Activation peak, in the widest layer", layer_terms + kept)
     if not last:
         return peak
     vocab = (spec.embedding.vocab.size, "vocab")
@@ -277,25 +291,86 @@ def activation_peak(
         Term(("sampler", "", "buffers"), ((rule.sampler_rows, "rows"), vocab, (4, "bytes"))),
         Term(("sampler", "", "workspace"), ((rule.sampler_constant_bytes, "bytes"),)),
     ]
-    other = Breakdown(Bytes, "Activation peak, in the sampler", sampling + passed)
+    other = Breakdown(Bytes, "Activation peak, in the sampler", sampling + kept)
     return other if other.total > peak.total else peak
 
 
-def _layer_widths(spec: ModelSpec, layout: Layout) -> Iterator[tuple[str, int, int]]:
-    """Give label, inner width per device and routed experts of each kind of feed-forward layer."""
-    widths: dict[tuple[str, str], tuple[int, int]] = {}
+def _expanded_tokens(
+    known: Profile, sequences: int, context: int | None, block_tokens: int | None
+) -> int:
+    """Return how many cached tokens latent attention expands at once in the profiling step.
+
+    Source: vLLM, ``MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size``.
+    """
+    block = known.block_tokens if block_tokens is None else block_tokens
+    most = _MOST_EXPANDED if context is None else max(8 * context, 4 * sequences * block)
+    return max(min(most, _MOST_EXPANDED), sequences * block)
+
+
+_MOST_EXPANDED: Final = 64 * 1024
+
+
+class _Layer(NamedTuple):
+    """A kind of layer: what it is called, what it computes at once, and what it keeps."""
+
+    label: str
+    wide: list[tuple[str, tuple[Factor, ...]]]
+    kept: tuple[Factor, ...]
+
+
+def _layers(
+    spec: ModelSpec,
+    layout: Layout,
+    rule: ActivationRule,
+    storage: Scheme,
+    *,
+    tokens: int,
+    expanded: int,
+) -> Iterator[_Layer]:
+    """Give the intermediate results of each kind of layer, per device and without element bytes."""
+    ranks = layout.tensor_parallel
+    # An expert that stands whole on one rank gets its tokens from several.
+    expert_ranks = 1 if layout.expert_parallel else ranks
+    parts: dict[tuple[str, str], dict[str, Linear]] = {}
     for entry in spec.ledger.entries:
-        item = entry.item
-        if not isinstance(item, Linear) or item.name not in {"down", "shared.down"}:
-            continue
-        routed = 0 if item.experts is None else item.active or 0
-        # An expert that stands whole on one rank gets its tokens from several.
-        degree = 1 if routed and layout.expert_parallel else layout.tensor_parallel
-        inner = -(-prod(axis.size for axis in item.into) // degree)
-        before, experts = widths.get(entry.path, (0, 0))
-        widths[entry.path] = before + inner * (routed or 1), experts + routed
-    for (_, label), (inner, experts) in widths.items():
-        yield label, inner, experts
+        if isinstance(entry.item, Linear):
+            parts.setdefault(entry.path, {})[entry.item.name] = entry.item
+    transient = {
+        tensor.path[:2]
+        for tensor in spec.ledger.tensors
+        if tensor.routed and storage.format_of(tensor).name in _OWN_BUFFERS
+    }
+    for path, linears in parts.items():
+        wide: list[tuple[str, tuple[Factor, ...]]] = []
+        kept: tuple[Factor, ...] = ()
+        inner = 0
+        for name, item in linears.items():
+            size = prod(axis.size for axis in item.into)
+            if name in {"down", "shared.down"} and item.active is None:
+                inner += -(-size // ranks)
+            elif name == "down":
+                width = -(-size // expert_ranks)
+                both = width * (2 if "gate" in linears else 1)
+                out = prod(axis.size for axis in item.out[0])
+                several = (tokens, "tokens"), (item.active or 0, "experts")
+                if rule.keeps_expert_buffers and path not in transient:
+                    kept = (*several, (max(width, out) + max(both, out), "wide"))
+                else:
+                    wide.append(("experts", (*several, (max(both, out) + width, "wide"))))
+            elif name == "kv_b":
+                heads = -(-item.out[0][0].size // ranks)
+                each = sum(piece[-1].size for piece in item.out)
+                wide.append(
+                    ("expanded cache", ((expanded, "tokens"), (heads, "heads"), (each, "wide")))
+                )
+        if inner:
+            wide.append(("inner", ((tokens, "tokens"), (rule.layer_inner * inner, "wide"))))
+        if wide or kept:
+            yield _Layer(path[1], wide, kept)
+
+
+#: Formats whose experts run in kernels that allocate their buffers themselves, and free them.
+_OWN_BUFFERS: Final = frozenset({"mxfp4"})
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
@@ -445,7 +520,8 @@ def budget(
 
     `context` is the longest request (``max_model_len``). Memory is `visible_bytes`, or what the
     runtime shows of `device`, of which the engine takes its `share`
-    (``gpu_memory_utilization``). A term that is given, such as `activation_bytes`, is taken as it
+    (``gpu_memory_utilization``). A step's `batched_tokens` and `sequences` are by default the
+    engine's for such a device. A term that is given, such as `activation_bytes`, is taken as it
     is; one that is not follows from the profile, and where the profile does not know it, the
     error says which to give. Figures are those of one device: `rank`, or else the one that a
     layout's engine waits for, because it holds fewest requests.
@@ -502,9 +578,14 @@ def budget(
         if device is None:
             raise InvalidValueError("visible_bytes", None, "give it, or a device")
         found = hardware.get(device)
-        visible_bytes = found.runtime_memory_bytes or found.memory_bytes
+        visible_bytes, named = found.runtime_memory_bytes or found.memory_bytes, found.name
     elif device is not None:
         raise InvalidValueError("visible_bytes", visible_bytes, "give it or a device, not both")
+    else:
+        visible_bytes, named = whole_number(visible_bytes, "visible_bytes", minimum=1), ""
+    step = known.step(visible_bytes, named)
+    batched_tokens = step[0] if batched_tokens is None else batched_tokens
+    sequences = step[1] if sequences is None else sequences
     loaded = (
         loaded_weights(
             spec,
@@ -524,8 +605,11 @@ def budget(
         activation = activation_peak(
             spec,
             engine=known,
+            weights=weights,
             batched_tokens=batched_tokens,
             sequences=sequences,
+            context=context,
+            block_tokens=block_tokens,
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             layout=layout,
@@ -535,7 +619,7 @@ def budget(
         activation = _given("Activation peak", 0, "activation_bytes")
     return Budget(
         engine=known,
-        visible_bytes=whole_number(visible_bytes, "visible_bytes", minimum=1),
+        visible_bytes=visible_bytes,
         share=check_share(known.share if share is None else share, "share"),
         weights=loaded,
         activation=activation,

@@ -13,12 +13,13 @@ was not measured are not filled in from another one: `llmcalc.serving.budget` th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
-from llmcalc.boundary import flag, one_of, size
+from llmcalc.boundary import flag, one_of, size, whole_number
 from llmcalc.errors import InvalidValueError, UnknownNameError
+from llmcalc.units import GiB
 
 __all__ = ["ActivationRule", "Profile", "profile", "profiles"]
 
@@ -32,6 +33,10 @@ PoolRule: TypeAlias = Literal["total", "static", "free", "cells"]
 CacheGroups: TypeAlias = Literal["none", "kinds"]
 
 
+#: From this memory on vLLM takes larger steps by default (``EngineArgs.get_batch_defaults``).
+_LARGE_DEVICE: Final = 70 * GiB
+
+
 @attrs.frozen(kw_only=True)
 class ActivationRule:
     """The peak of a profiling step's intermediate results, as a rule fitted to an engine.
@@ -39,20 +44,29 @@ class ActivationRule:
     The step has T tokens, of which S give logits. Its peak is the larger one of
 
     * the widest layer: ``T x (layer_inner x inner + layer_hidden x hidden) x element bytes``,
-      with the inner width per device; each expert that a token is routed to counts as one, with
-      its result as wide as the hidden state;
+      with the inner width per device; latent attention has its expanded cache instead:
+      ``C x heads x (nope + value) x element bytes``, for C cached tokens;
     * sampling: ``(T + S) x hidden x element bytes + S x vocabulary x (element bytes +
       sampler_logit_bytes) + sampler_rows x vocabulary x 4``,
 
-    each with a constant: workspace of matrix products, and input buffers.
+    each with a constant: workspace of matrix products, and input buffers. Experts, k for a token,
+    work in two buffers, of ``T x k x max(inner, hidden)`` and ``T x k x max(gate and up, hidden)``
+    elements. With `keeps_expert_buffers` the engine keeps them from the first step on, beside
+    whichever peak; without, they are a layer's, in ``T x k x (max(gate and up, hidden) + inner)``
+    elements.
     """
 
     layer_inner: int
     layer_hidden: int
     layer_constant_bytes: int
+    keeps_expert_buffers: bool
     sampler_logit_bytes: int
     sampler_rows: int
     sampler_constant_bytes: int
+
+
+def _percent(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    whole_number(value, attribute.name)
 
 
 @attrs.frozen(kw_only=True)
@@ -71,9 +85,15 @@ class Profile:
     `cache_groups`
         ``"none"``: every layer holds every token. ``"kinds"``: layers are grouped by what they
         hold.
+    `evened_groups_percent`
+        Groups have as many layers as the kind that has fewest; but where the kind that has most
+        has less than so many per cent more, as many as that one. With 0 never.
     `pads_pages`
-        Whether pages of layers that do not divide each other are padded; otherwise the engine
-        falls back to one block table for all.
+        Whether pages of layers that do not divide each other are padded. Other versions refuse
+        such a model, unless their hybrid manager is switched off: one block table for all.
+    `batches_in_flight`
+        How many steps' tokens a windowed layer holds beside its window; in a pipeline an engine
+        that has several holds those of one for each stage.
     `state_block_step`
         Where there are recurrent states, an attention block is a multiple of this many tokens.
     `tokens_of_blocks`
@@ -104,8 +124,16 @@ class Profile:
     block_tokens: int = attrs.field(default=16, validator=size)
     batched_tokens: int = attrs.field(default=8192, validator=size)
     sequences: int = attrs.field(default=256, validator=size)
+    small_batched_tokens: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(size)
+    )
+    small_sequences: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(size)
+    )
     cache_groups: CacheGroups = attrs.field(default="kinds", validator=one_of("none", "kinds"))
+    evened_groups_percent: int = attrs.field(default=0, validator=_percent)
     pads_pages: bool = attrs.field(default=False, validator=flag)
+    batches_in_flight: int = attrs.field(default=1, validator=size)
     state_block_step: int = attrs.field(default=16, validator=size)
     tokens_of_blocks: bool = attrs.field(default=True, validator=flag)
     graphs_subtracted: bool = attrs.field(default=False, validator=flag)
@@ -118,6 +146,21 @@ class Profile:
     )
     mxfp4_contracted_multiple: int = attrs.field(default=1, validator=size)
     sources: Mapping[str, str] = attrs.field(factory=dict, hash=False, repr=False)
+
+    def step(self, visible_bytes: int, device: str = "") -> tuple[int, int]:
+        """Return the default tokens and requests of a step on a device with so much memory.
+
+        >>> from llmcalc import GiB, serving
+        >>> engine = serving.profile("vllm-0.19")
+        >>> engine.step(80 * GiB, "H100-SXM-80GB"), engine.step(24 * GiB, "L4")
+        ((8192, 1024), (2048, 256))
+        """
+        if visible_bytes >= _LARGE_DEVICE and "a100" not in device.lower():
+            return self.batched_tokens, self.sequences
+        return (
+            self.small_batched_tokens or self.batched_tokens,
+            self.small_sequences or self.sequences,
+        )
 
     @share.validator
     def _check_share(self, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -13,8 +13,9 @@ The policies:
     The longest context is reserved for every request, as llama.cpp and static batches do.
 ``paged``
     Blocks of tokens, as vLLM allocates them. A request's last block is not full. A windowed layer
-    holds the window and the tokens of one step, in whole blocks and one more, because a window
-    need not begin where a block does. Where layers of several kinds share a pool, all blocks have
+    holds the window and the tokens of one step (of two, where the engine schedules a step while
+    another one runs), in whole blocks and one more, because a window need not begin where a block
+    does. Where layers of several kinds share a pool, all blocks have
     one size, and every kind is cut into groups of as many layers, the last one filled up:
 
     .. math:: \text{paged} = \text{ideal} + \text{last-block waste} + \text{window slack}
@@ -241,13 +242,17 @@ def allocate(
     known = profile(engine)
     block = known.block_tokens if block_tokens is None else block_tokens
     step = known.batched_tokens if batched_tokens is None else batched_tokens
-    shards = 1 if layout is None else layout.decode_context_parallel
+    shards, flights = 1, known.batches_in_flight
+    if layout is not None:
+        shards = layout.decode_context_parallel
+        if flights > 1 and layout.pipeline_parallel > 1:
+            flights = layout.pipeline_parallel
     # Where every cache holds something, its slots' sizes can be read off what is held already.
     kinds = _kinds(spec, ideal if all(t.value for t in ideal.terms) else held(_LONG * shards))
     plan = _Plan(
         context=-(-tokens // shards),
         block_tokens=whole_number(block, "block_tokens", minimum=1),
-        batched_tokens=whole_number(step, "batched_tokens", minimum=1),
+        held_tokens=whole_number(step, "batched_tokens", minimum=1) * flights,
         state_blocks=whole_number(state_blocks, "state_blocks", minimum=1),
         profile=known,
     )
@@ -372,11 +377,14 @@ def _name(sort: _Sort, size: int) -> str:
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class _Plan(Described):
-    """How an engine lays out the kinds of layers for requests of `context` tokens."""
+    """How an engine lays out the kinds of layers for requests of `context` tokens.
+
+    A windowed layer holds `held_tokens` beside its window.
+    """
 
     context: int
     block_tokens: int
-    batched_tokens: int
+    held_tokens: int
     state_blocks: int
     profile: Profile
 
@@ -437,9 +445,9 @@ class _Plan(Described):
         needed = context if kind.sort == "full" else min(kind.size, context)
         held = context
         if kind.sort == "window" and not whole:
-            held = min(kind.size - 1 + self.batched_tokens, context)
+            held = min(kind.size - 1 + self.held_tokens, context)
         elif kind.sort == "chunk" and not whole:
-            held = min(kind.size + self.batched_tokens, context)
+            held = min(kind.size + self.held_tokens, context)
         blocks = -(-held // tokens)
         if kind.sort == "window" and not whole and context:
             blocks += 1
@@ -505,7 +513,8 @@ class _Plan(Described):
         most = max(kind.layers for kind in kinds)
         # Where the kinds are nearly as many, padding the smaller one wastes less than cutting
         # the larger one.
-        size = most if 2 * most < 3 * fewest else fewest
+        evened = 100 * most < (100 + self.profile.evened_groups_percent) * fewest
+        size = most if evened else fewest
         groups: list[CacheGroup] = []
         wasted: list[Term[int]] = []
         padding: list[Term[int]] = []

@@ -33,7 +33,7 @@ MIXED = (
     "google/recurrentgemma-2b",
     "LiquidAI/LFM2-350M",
 )
-ENGINES = st.sampled_from(["vllm-0.8", "vllm-0.19", "vllm-0.21"])
+ENGINES = st.sampled_from(["vllm-0.8", "vllm-0.11", "vllm-0.19", "vllm-0.24", "vllm-0.26"])
 
 
 def _mixed(name: str) -> ModelSpec:
@@ -141,6 +141,8 @@ def test_contiguous_reserves_the_longest_context(spec: ModelSpec, context: int, 
         ("google/gemma-2-9b", 8192, "vllm-0.8", 512),
         # Windows of 128 and a step of 8192: 8319 tokens in 520 blocks and one.
         ("openai/gpt-oss-20b", 131072, "vllm-0.19", 8192 + 521),
+        # From 0.26 on the tokens of two steps: 16 511 in 1032 blocks and one.
+        ("openai/gpt-oss-20b", 131072, "vllm-0.26", 8192 + 1033),
         # A state of 1 114 112 B takes a block of 544 tokens; three groups of states.
         ("Qwen/Qwen3-Next-80B-A3B-Instruct", 65536, "vllm-0.21", 121 + 3),
         # 26 layers: 22 windowed in six groups of four, four full ones.
@@ -176,6 +178,47 @@ def test_padding_of_groups_is_a_leaf() -> None:
     assert request.bytes.by()["group padding"] == 2 * 513 * 16 * 2 * 256 * 2
 
 
+@pytest.mark.parametrize(
+    ("engine", "windowed", "groups"),
+    [
+        # 20 full layers and more windowed ones: as many to a group as of the fewer kind, or of the
+        # other one where that has less than 25 % or 50 % more.
+        ("vllm-0.11", 24, {20: 3}),
+        ("vllm-0.15", 24, {24: 2}),
+        ("vllm-0.15", 25, {20: 3}),
+        ("vllm-0.17", 28, {20: 3}),
+        ("vllm-0.18", 28, {28: 2}),
+        ("vllm-0.19", 30, {20: 3}),
+    ],
+)
+def test_versions_even_out_groups_of_nearly_as_many_layers(
+    engine: str, windowed: int, groups: dict[int, int]
+) -> None:
+    spec = load_model(
+        {
+            "model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 20 + windowed,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
+            "vocab_size": 100, "head_dim": 16, "sliding_window": 64,
+            "layer_types": ["full_attention"] * 20 + ["sliding_attention"] * windowed,
+        }
+    )  # fmt: skip
+    found: dict[int, int] = {}
+    for group in serving.allocate(spec, context=4096, kv="bf16", engine=engine).groups:
+        found[group.layers_per_group] = found.get(group.layers_per_group, 0) + group.count
+    assert found == groups
+
+
+def test_in_a_pipeline_windows_hold_the_tokens_of_a_step_for_each_stage() -> None:
+    spec = load_model("openai/gpt-oss-20b")
+    for stages, tokens in ((1, 127 + 2 * 8192), (2, 127 + 2 * 8192), (4, 127 + 4 * 8192)):
+        request = serving.allocate(
+            spec, context=131072, kv="bf16", engine="vllm-0.26",
+            layout=Layout(pipeline_parallel=stages), rank=0,
+        )  # fmt: skip
+        windowed = next(group for group in request.groups if group.label == "window 128")
+        assert windowed.blocks == -(-tokens // 16) + 1
+
+
 def test_pages_that_do_not_divide_are_padded_or_shared() -> None:
     odd = load_model(
         {
@@ -185,8 +228,8 @@ def test_pages_that_do_not_divide_are_padded_or_shared() -> None:
             "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
         }
     )  # fmt: skip
-    shared = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.20", batched_tokens=64)
-    padded = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.21", batched_tokens=64)
+    shared = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.23", batched_tokens=64)
+    padded = serving.allocate(odd, context=4096, kv="bf16", engine="vllm-0.24", batched_tokens=64)
     assert sum(group.count for group in shared.groups) == 1
     assert shared.bytes["window slack"].total > 0
     assert "group padding" not in shared.bytes.by()
@@ -274,6 +317,69 @@ def test_a_term_that_the_profile_does_not_know_is_asked_for() -> None:
     for share in (0, 1.5, True, "0.9", float("nan")):
         with pytest.raises(LlmcalcError, match="above 0 and at most 1"):
             _budget(share=share)
+
+
+def test_smaller_devices_take_smaller_steps_by_default() -> None:
+    large = _budget(visible_bytes=None, device="H100-SXM-80GB")
+    small = _budget(visible_bytes=None, device="L4")
+    assert large.activation_bytes == serving.activation_peak(LLAMA).total
+    step = {"batched_tokens": 2048, "sequences": 256}
+    assert small.activation_bytes == serving.activation_peak(LLAMA, **step).total
+    a100 = _budget(visible_bytes=None, device="A100-SXM-80GB")
+    assert a100.activation_bytes == small.activation_bytes
+    assert _budget(visible_bytes=24 * GiB).activation_bytes == small.activation_bytes
+    given = _budget(visible_bytes=24 * GiB, batched_tokens=8192, sequences=1024)
+    assert given.activation_bytes == large.activation_bytes
+
+
+def test_experts_keep_their_buffers_beside_either_peak() -> None:
+    mixtral = load_model("mistralai/Mixtral-8x7B-v0.1")
+    # Of two experts of 14 336 on two ranks: buffers as wide as one's inner width (or the hidden
+    # one), and as wide as gate and up.
+    buffers = 8192 * 2 * (7168 + 14336) * 2
+    peak = serving.activation_peak(mixtral, tensor_parallel=2)
+    assert peak["experts"].total == buffers
+    sampler = (8192 + 1024) * 4096 * 2 + 1024 * 32000 * 14 + 132 * 32000 * 4 + 40 * 2**20
+    assert peak.total == sampler + buffers
+    # Experts that stand whole on a rank have buffers of their whole width.
+    whole = serving.activation_peak(mixtral, layout=Layout(tensor_parallel=2, expert_parallel=True))
+    assert whole["experts"].total == 8192 * 2 * (14336 + 28672) * 2
+    # Few requests: the layer's peak counts, with the same buffers.
+    few = serving.activation_peak(mixtral, tensor_parallel=2, sequences=1)
+    assert few["experts"].total == buffers
+    assert few["layer"].total == 8192 * 4 * 4096 * 2 + 16 * 2**20
+    # v0.11 frees them: they are a layer's, and the sampler's peak is without them.
+    before = serving.activation_peak(mixtral, engine="vllm-0.11", tensor_parallel=2, sequences=1)
+    assert before["layer"].total == few["layer"].total + 8192 * 2 * (14336 + 7168) * 2
+    assert "experts" not in before.by()
+
+
+def test_kernels_for_mxfp4_experts_keep_no_buffers() -> None:
+    gpt = load_model("openai/gpt-oss-20b")
+    peak = serving.activation_peak(gpt, weights="checkpoint", tensor_parallel=2)
+    assert "experts" not in peak.by()
+    assert serving.activation_peak(gpt, weights="bf16", tensor_parallel=2).total > peak.total
+
+
+def test_latent_attention_expands_what_a_step_may_read_of_its_cache() -> None:
+    model = load_model(
+        {
+            "model_type": "minicpm3", "hidden_size": 2560, "num_hidden_layers": 62,
+            "num_attention_heads": 40, "num_key_value_heads": 40, "intermediate_size": 6400,
+            "vocab_size": 73448, "q_lora_rank": 768, "kv_lora_rank": 256, "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 32, "v_head_dim": 64,
+        }
+    )  # fmt: skip
+    # 40 heads of 64 + 64 elements, 65 536 tokens: more than the sampler's peak.
+    layer = 65536 * 40 * 128 * 2 + 8192 * 4 * 2560 * 2 + 16 * 2**20
+    assert serving.activation_peak(model, sequences=64).total == layer
+    # At most eight requests of the longest context, or four blocks for each of a step.
+    short = serving.activation_peak(model, sequences=256, context=4096)
+    assert short.total == 32768 * 40 * 128 * 2 + 8192 * 4 * 2560 * 2 + 16 * 2**20
+    # Half the heads on each of two ranks.
+    assert serving.activation_peak(model, sequences=64, tensor_parallel=2).total == (
+        65536 * 20 * 128 * 2 + 8192 * 4 * 2560 * 2 + 16 * 2**20
+    )
 
 
 def test_of_a_pipeline_the_stage_with_the_least_decides() -> None:
@@ -509,8 +615,8 @@ def test_a_version_that_was_not_measured_says_so() -> None:
     answer = serving.reconcile(NEW.replace("v0.19.1", "v0.20.2"))
     assert answer.engine == "vllm-0.20"
     assert answer["activation"].computed is None
-    older = serving.reconcile(NEW.replace("v0.19.1", "v0.14.0"))
-    assert older.engine == "vllm-0.11"
+    older = serving.reconcile(NEW.replace("v0.19.1", "v0.7.3"))
+    assert older.engine == "vllm-0.6"
     assert "was not measured" in older.explain()
 
 
