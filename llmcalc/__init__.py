@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         roofline,
         serving,
         spec,
+        tables,
         units,
     )
     from llmcalc.breakdown import Breakdown
@@ -70,6 +71,7 @@ __all__ = [
     "roofline",
     "serving",
     "spec",
+    "tables",
     "units",
 ]
 
@@ -89,6 +91,7 @@ __getattr__, __dir__ = exports(
         "roofline": (),
         "serving": (),
         "spec": ("ModelSpec",),
+        "tables": (),
         "units": ("GB", "KB", "MB", "TB", "GiB", "KiB", "MiB", "TiB"),
     },
     globals(),

@@ -4,6 +4,7 @@
 * `count`: a workload argument, an integer or an integer array.
 * `flag_argument`: True or False.
 * `choice`: one of a few strings.
+* `several`: one thing or an iterable of them.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
 * `evaluate`: a fold over workload arguments that may be integers or integer arrays.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
@@ -40,6 +41,7 @@ __all__ = [
     "is_array",
     "larger",
     "one_of",
+    "several",
     "size",
     "smaller",
     "whole_number",
@@ -102,6 +104,20 @@ def choice(value: object, field: str, allowed: Collection[str]) -> str:
     if value not in allowed:
         raise UnknownNameError(field, value, allowed)
     return value
+
+
+def several(value: Any, field: str) -> tuple[Any, ...]:
+    """Return one thing, or all of an iterable that is no text, as a tuple that is not empty.
+
+    >>> from llmcalc.boundary import several
+    >>> several("bf16", "weights"), several(["bf16", "fp8"], "weights")
+    (('bf16',), ('bf16', 'fp8'))
+    """
+    one = isinstance(value, str) or not isinstance(value, Iterable)
+    choices = (value,) if one else tuple(value)
+    if not choices:
+        raise InvalidValueError(field, value, "must hold at least one choice")
+    return choices
 
 
 def size(_instance: object, attribute: Attribute[Any], value: object) -> None:

@@ -15,6 +15,8 @@ What fits on a device:
 * `fit`: whether a batch of requests fits, with what is left or missing, and the working.
 * `max_batch_size`: the most requests of a context length that fit.
 * `max_context`: the longest context that a batch of requests can have.
+* `needed_bytes`: what weights and requests take on the tightest device.
+* `usable_bytes`: what of a device's memory there is for them.
 
 Textbook formulas, for one look or for a check by hand:
 
@@ -33,9 +35,10 @@ engine's own use. GB is 10**9 bytes, GiB is 2**30.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from fractions import Fraction
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, overload
 
 import attrs
 
@@ -46,6 +49,7 @@ from llmcalc.boundary import (
     evaluate,
     flag_argument,
     is_array,
+    larger,
     smaller,
     whole_number,
 )
@@ -77,7 +81,9 @@ __all__ = [
     "max_batch_size",
     "max_context",
     "multi_token_parameters",
+    "needed_bytes",
     "parameters",
+    "usable_bytes",
     "weight_bytes",
 ]
 
@@ -755,6 +761,104 @@ def fit(
         rank=rank.number,
         stages=stages,
     )
+
+
+@overload
+def needed_bytes(
+    spec: ModelSpec,
+    *,
+    context: Int,
+    batch: Int = 1,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+) -> int: ...
+@overload
+def needed_bytes(
+    spec: ModelSpec,
+    *,
+    context: IntArray,
+    batch: Int | IntArray = 1,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+) -> IntArray: ...
+@overload
+def needed_bytes(
+    spec: ModelSpec,
+    *,
+    context: Int,
+    batch: IntArray,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+) -> IntArray: ...
+def needed_bytes(
+    spec: ModelSpec,
+    *,
+    context: Int | IntArray,
+    batch: Int | IntArray = 1,
+    weights: str | Format | Scheme,
+    kv: str | Format,
+    state: str | Format = "fp32",
+    index: str | Format | None = None,
+    tensor_parallel: Int = 1,
+    layout: Layout | None = None,
+) -> int | IntArray:
+    r"""Return the bytes that weights and requests take on the device that needs most.
+
+    .. math:: \max_{\text{ranks}} \left( \text{weights} + b \cdot \text{cache per request} \right)
+
+    `context` is in tokens a request; `batch` counts the requests of the whole layout. Both take an
+    integer or an integer array. `fit` gives the same number with its working.
+
+    >>> from llmcalc import ModelSpec, memory
+    >>> llama = ModelSpec.dense(
+    ...     name="llama-3-8b", num_layers=32, num_query_heads=32, num_kv_heads=8,
+    ...     embed_dim=4096, inner_dim=14336, vocab_size=128256,
+    ... )
+    >>> memory.needed_bytes(llama, context=1024, batch=8, weights="bf16", kv="bf16")
+    17134264320
+    """
+    ranks = chosen_ranks(spec, tensor_parallel, layout)
+    totals = _all_weights(spec, weights, ranks)
+    elements = cache_formats(kv, state, index)
+
+    def fold(context: Any, batch: Any) -> list[Any]:
+        held = request_totals(cache_pieces(spec, context, elements, ranks[0]), ranks)
+        requests = ranks[0].requests(batch)
+        return [own + requests * one for own, one in zip(totals, held, strict=True)]
+
+    most, *others = evaluate(fold, max, context=context, batch=batch)
+    for needed in others:
+        most = larger(most, needed)
+    return cast("int | IntArray", most)
+
+
+def usable_bytes(device_memory: Int, *, share: float = 1.0, reserved_bytes: Int = 0) -> int:
+    """Return what of a device's memory a `share` leaves, less `reserved_bytes`, but at least 0.
+
+    The share is a decimal number, above 0 and at most 1: 0.9 means nine tenths, not the nearest
+    binary fraction.
+
+    >>> from llmcalc import GiB, memory
+    >>> memory.usable_bytes(80 * GiB, share=0.9, reserved_bytes=2 * GiB) / GiB
+    70.0
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise InvalidValueError("share", share, "must be a number above 0 and at most 1")
+    reserved = whole_number(reserved_bytes, "reserved_bytes")
+    size = whole_number(device_memory, "device_memory")
+    return max(0, int(size * Fraction(repr(float(share)))) - reserved)
 
 
 @overload

@@ -18,20 +18,21 @@ own use; by default all of it. `llmcalc.serving.budget` says what an engine take
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 import attrs
 
 from llmcalc import formats, hardware, memory
-from llmcalc.boundary import choice, whole_number
+from llmcalc.boundary import choice, several, whole_number
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout, Rank, Stage
-from llmcalc.units import Bytes, MiB, format_quantity
+from llmcalc.tables import Table, column, labels
+from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int
@@ -257,7 +258,7 @@ class Placement(Described):
     @property
     def format_names(self) -> tuple[str, str]:
         """The names of the formats of weights and of keys and values."""
-        return _name(self.weights), _name(self.kv)
+        return formats.name_of(self.weights), formats.name_of(self.kv)
 
     @cached_property
     def fit(self) -> memory.Fit:
@@ -312,10 +313,6 @@ class DoesNotFit(Described):
         return f"closest is {self.closest}: {self.closest.fit.reason}"
 
 
-def _name(format: str | Format | Scheme) -> str:
-    return format if isinstance(format, str) else format.name
-
-
 class Plan(Sequence[Placement]):
     """Placements that serve a workload, best first; a sequence and a table.
 
@@ -350,18 +347,26 @@ class Plan(Sequence[Placement]):
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table as one list for each column, best row first."""
-        rows = [_row(placement) for placement in self]
-        return {name: [row[at] for row in rows] for at, name in enumerate(COLUMNS)}
+        return {one.name: one.array.tolist() for one in self.table().columns}
+
+    def table(self, limit: int | None = None) -> Table:
+        """Return the best `limit` rows, or all of them, as a table."""
+        chosen = self[:limit]
+        notes = () if len(chosen) == len(self) else (f"{len(self) - len(chosen)} more",)
+        if isinstance(self.best, DoesNotFit):
+            notes = (self.best.reason,)
+        values = zip(*map(_row, chosen), strict=True) if chosen else [()] * len(COLUMNS)
+        return Table(
+            tuple(
+                labels(name, own) if unit is None else column(name, own, unit)
+                for (name, unit), own in zip(COLUMNS.items(), values, strict=True)
+            ),
+            notes,
+        )
 
     def to_markdown(self, limit: int = 20) -> str:
         """Return the best `limit` rows as a Markdown table."""
-        lines = [f"| {' | '.join(COLUMNS)} |", f"| {' | '.join('---' for _ in COLUMNS)} |"]
-        lines += [f"| {' | '.join(map(_cell, _row(row)))} |" for row in self[:limit]]
-        if len(self) > limit:
-            lines.append(f"\n{len(self) - limit} more")
-        elif not len(self):
-            lines.append(f"\n{self.best.reason if isinstance(self.best, DoesNotFit) else ''}")
-        return "\n".join(lines)
+        return self.table(limit).to_markdown(None)
 
     def __repr__(self) -> str:
         return f"<Plan of {len(self)} placements, best: {self.best if len(self) else None}>"
@@ -370,23 +375,25 @@ class Plan(Sequence[Placement]):
         return self.to_markdown()
 
 
-#: The columns of a plan's table.
-COLUMNS: Final = (
-    "device",
-    "devices",
-    "layout",
-    "weights",
-    "kv",
-    "needed_bytes",
-    "left_bytes",
-    "max_batch_size",
+#: The columns of a plan's table with their units; `None` stands for a text.
+COLUMNS: Final[Mapping[str, str | None]] = MappingProxyType(
+    {
+        "device": None,
+        "devices": "",
+        "layout": None,
+        "weights": None,
+        "kv": None,
+        "needed_bytes": Bytes.symbol,
+        "left_bytes": Bytes.symbol,
+        "max_batch_size": "requests",
+    }
 )
 
 
 def _row(placement: Placement) -> tuple[Any, ...]:
     weights, kv = placement.format_names
     return (
-        None if placement.device is None else placement.device.name,
+        "-" if placement.device is None else placement.device.name,
         placement.devices,
         str(placement.layout),
         weights,
@@ -395,13 +402,6 @@ def _row(placement: Placement) -> tuple[Any, ...]:
         placement.left_bytes,
         placement.max_batch_size,
     )
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    large = isinstance(value, int) and value >= MiB
-    return format_quantity(value, Bytes).partition("(")[2].rstrip(")") if large else str(value)
 
 
 def plan(
@@ -446,16 +446,15 @@ def plan(
     (29, 45)
     """
     search = _Search(spec, context, batch, state, index)
-    if devices is None:
-        chosen = [hardware.get(name) for name in hardware.names()]
-    elif isinstance(devices, str | DeviceSpec):
-        chosen = [hardware.get(devices, "devices")]
-    else:
-        chosen = [hardware.get(device, "devices") for device in devices]
-    usable = [_usable(device.memory_bytes, share, reserved_bytes) for device in chosen]
+    named = hardware.names() if devices is None else several(devices, "devices")
+    chosen = [hardware.get(device, "devices") for device in named]
+    usable = [
+        memory.usable_bytes(device.memory_bytes, share=share, reserved_bytes=reserved_bytes)
+        for device in chosen
+    ]
     choice(order, "order", ("devices", "memory", "batch"))
-    storages = _several(weights)
-    keys = _several(kv)
+    storages = several(weights, "weights")
+    keys = several(kv, "kv")
     widths = {id(storage): search.width(storage) for storage in storages}
     cached = {id(key): search.request_width(key) for key in keys}
     options = search.options(search.candidates(counts, layouts, engine), storages, keys)
@@ -633,29 +632,13 @@ class _Search:
         return DoesNotFit(closest=self.placement(option, device, usable, most))
 
 
-def _several(value: Any) -> list[Any]:
-    """Return the formats that are meant: one or several."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return [value]
-    return list(value)
-
-
-def _usable(memory_bytes: int, share: object, reserved_bytes: Int) -> int:
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise InvalidValueError("share", share, "must be a number above 0 and at most 1")
-    reserved = whole_number(reserved_bytes, "reserved_bytes")
-    # 0.9 means nine tenths, not the nearest binary fraction.
-    return max(0, int(memory_bytes * Fraction(repr(share))) - reserved)
-
-
 def _one_device(
     device: str | DeviceSpec | Int, share: float, reserved: Int
 ) -> tuple[DeviceSpec | None, int]:
     """Return a device and the memory that can be used of it."""
-    if isinstance(device, str | DeviceSpec):
-        found = hardware.get(device)
-        return found, _usable(found.memory_bytes, share, reserved)
-    return None, _usable(whole_number(device, "device"), share, reserved)
+    found = hardware.get(device) if isinstance(device, str | DeviceSpec) else None
+    size = whole_number(device, "device") if found is None else found.memory_bytes
+    return found, memory.usable_bytes(size, share=share, reserved_bytes=reserved)
 
 
 def fewest_devices(
@@ -774,11 +757,11 @@ def widest_format(
     """
     search = _Search(spec, context, batch, state, index)
     found, usable = _one_device(device, share, reserved_bytes)
-    several = _several(weights)
+    storages = several(weights, "weights")
     chosen = Layout() if layout is None else layout
     cut = tuple(rank.stage for rank in chosen.first_ranks(spec))
-    widths = {id(storage): search.width(storage) for storage in several}
-    options = search.options([(chosen, cut)], several, [kv])
+    widths = {id(storage): search.width(storage) for storage in storages}
+    options = search.options([(chosen, cut)], storages, [kv])
     fitting = [option for option in options if option.needed <= usable]
     if not fitting:
         return search.shortfall(options, [(found, usable)])

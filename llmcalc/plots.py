@@ -26,7 +26,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from llmcalc import hardware, roofline
-from llmcalc.boundary import flag_argument, is_array, whole_number
+from llmcalc.boundary import flag_argument, is_array, several, whole_number
 from llmcalc.errors import InvalidValueError, MissingExtraError
 from llmcalc.hardware import DeviceSpec
 from llmcalc.units import format_integer
@@ -125,7 +125,7 @@ def prefill_intensity(
                 for context in points
             ],
         )
-        for name in _several(algorithm, "algorithm")
+        for name in several(algorithm, "algorithm")
     ]
     ax = _intensities(points, lines, _ridge(device, format), ax)
     ax.set_xlabel("context (tokens)")
@@ -168,7 +168,7 @@ def decode_intensity(
     points = _points(batches, "batches")
     keys = whole_number(context, "context", minimum=1)
     sharing: Sequence[bool | None] = (
-        (None,) if shared_kv is None else _several(shared_kv, "shared_kv")
+        (None,) if shared_kv is None else several(shared_kv, "shared_kv")
     )
     for choice in sharing:
         if choice is not None:
@@ -194,7 +194,7 @@ def decode_intensity(
                 for batch in points
             ],
         )
-        for name in _several(algorithm, "algorithm")
+        for name in several(algorithm, "algorithm")
         for shared in sharing
     ]
     ax = _intensities(points, lines, _ridge(device, format), ax)
@@ -371,14 +371,6 @@ def _points(values: Any, field: str) -> list[int]:
     if not points:
         raise InvalidValueError(field, points, "must hold at least one integer")
     return points
-
-
-def _several(value: Any, field: str) -> tuple[Any, ...]:
-    """Return one choice or a sequence of them as a tuple."""
-    choices = (value,) if isinstance(value, str) or not isinstance(value, Sequence) else value
-    if not choices:
-        raise InvalidValueError(field, value, "must hold at least one choice")
-    return tuple(choices)
 
 
 def _seconds(value: object, field: str) -> float:

@@ -26,7 +26,7 @@ SOURCES = sorted((ROOT / "llmcalc").rglob("*.py"))
 LAYERS = (
     {"errors", "lazy"},
     {"boundary", "described", "units"},
-    {"breakdown", "hardware"},
+    {"breakdown", "hardware", "tables"},
     {"spec"},
     {"eager", "formats", "layouts"},
     {"huggingface", "memory", "models", "strategies"},

@@ -4,6 +4,7 @@
 * `get`, `names`: formats by their names.
 * `packed_integers`: formats of integers with scales for groups.
 * `Scheme`, `Coverage`, `Rule`, `Uniform`: which format each stored tensor has.
+* `name_of`: the name of either.
 * `scheme`, `scheme_names`: schemes by their names, and what a model's config states.
 
 Each name is imported from its module when it is first asked for.
@@ -16,7 +17,7 @@ from llmcalc.lazy import exports
 if TYPE_CHECKING:
     from llmcalc.formats.blocks import Extra, Format, find, get, names, packed_integers
     from llmcalc.formats.coverage import Coverage, Rule, Scheme, Uniform
-    from llmcalc.formats.named import scheme, scheme_names
+    from llmcalc.formats.named import name_of, scheme, scheme_names
 
 __all__ = [
     "Coverage",
@@ -27,6 +28,7 @@ __all__ = [
     "Uniform",
     "find",
     "get",
+    "name_of",
     "names",
     "packed_integers",
     "scheme",
@@ -38,7 +40,7 @@ __getattr__, __dir__ = exports(
     {
         "blocks": ("Extra", "Format", "find", "get", "names", "packed_integers"),
         "coverage": ("Coverage", "Rule", "Scheme", "Uniform"),
-        "named": ("scheme", "scheme_names"),
+        "named": ("name_of", "scheme", "scheme_names"),
     },
     globals(),
 )

@@ -1,6 +1,7 @@
 """Schemes by name.
 
 * `scheme`: a scheme by its name, a format's name or what a checkpoint states.
+* `name_of`: the name that tables give a format or a scheme.
 * `scheme_names`: the names of schemes that leave some tensors wide.
 """
 
@@ -13,7 +14,7 @@ from llmcalc.formats.coverage import EXPERTS, Coverage, Rule, Scheme, Uniform
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.model import ModelSpec
 
-__all__ = ["scheme", "scheme_names"]
+__all__ = ["name_of", "scheme", "scheme_names"]
 
 
 def scheme(weights: str | Format | Scheme, spec: ModelSpec) -> Scheme:
@@ -50,6 +51,16 @@ def scheme(weights: str | Format | Scheme, spec: ModelSpec) -> Scheme:
     if isinstance(weights, Scheme):
         return weights
     raise InvalidValueError("weights", weights, "must be a format's or a scheme's name, or either")
+
+
+def name_of(format: str | Format | Scheme) -> str:
+    """Return the name of a format or of a scheme; one that is given by name has that name.
+
+    >>> from llmcalc import formats
+    >>> formats.name_of("Q4_K_M"), formats.name_of(formats.get("bf16"))
+    ('Q4_K_M', 'bf16')
+    """
+    return format if isinstance(format, str) else format.name
 
 
 def scheme_names() -> tuple[str, ...]:

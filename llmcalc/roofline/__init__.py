@@ -13,6 +13,8 @@ Whole models, as folds over the ledger:
   read (`llmcalc.roofline.counts`).
 * `collectives`: what the devices of a layout exchange (`llmcalc.roofline.communication`).
 * `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
+* `sweep`, `frontier`: steps for every device, layout and format, as a `Sweep`, a labelled table
+  (`llmcalc.roofline.sweeps`).
 """
 
 from typing import TYPE_CHECKING
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
     from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
+    from llmcalc.roofline.sweeps import Sweep, frontier, sweep
     from llmcalc.roofline.times import ItemTime, StepTime, step_time
     from llmcalc.roofline.traffic import bytes_moved
 
@@ -41,6 +44,7 @@ __all__ = [
     "ItemTime",
     "Requests",
     "StepTime",
+    "Sweep",
     "attention_bytes",
     "attention_flops",
     "attention_intensity",
@@ -48,8 +52,10 @@ __all__ = [
     "collectives",
     "experts_touched",
     "flops",
+    "frontier",
     "generation",
     "step_time",
+    "sweep",
 ]
 
 __getattr__, __dir__ = exports(
@@ -60,6 +66,7 @@ __getattr__, __dir__ = exports(
         "counts": ("ExpertReads", "Requests", "experts_touched"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),
+        "sweeps": ("Sweep", "frontier", "sweep"),
         "times": ("ItemTime", "StepTime", "step_time"),
         "traffic": ("bytes_moved",),
     },
