@@ -489,7 +489,7 @@ class TinyDecoder(nn.Module):
             where = torch.minimum(positions, torch.tensor(step.ends) - 1)  # (T, B)
         learned: Any = self._modules.get("pos_embedding")
         if learned is not None:
-            rows = learned._parameters["weight"][where]  # noqa: SLF001
+            rows: Tensor = learned._parameters["weight"][where]  # noqa: SLF001
             return x + rows.view(step.new, -1, x.shape[-1])
         if self._positions is not None:
             tables = self._rotary_tables(*self._positions, step.end)

@@ -1,6 +1,7 @@
 """Times of cached generation, side by side with textbook code and with the machine's limits.
 
-Run it on a quiet machine; it uses one thread and prints medians of interleaved runs:
+Run it on a quiet machine; it uses one thread. Everything that is compared takes turns, and what is
+printed are medians over the turns, also of the ratios:
 
     python -m tests.benchmarks.bench_decoder
 
@@ -10,7 +11,8 @@ Three comparisons, for the assignment's decoder (d = 256, two layers):
   uncached path, by prompt length;
 * one decode step against a step of textbook modules that append to their cache with ``torch.cat``;
 * one decode step against what the machine allows: the bytes that it reads divided by the
-  bandwidth of ``F.linear``, and the cost of dispatching its operators.
+  bandwidth of ``F.linear``, and the time that its calls of PyTorch take on tensors of a few
+  elements, one after another with nothing between them.
 """
 
 from __future__ import annotations
@@ -24,15 +26,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from llmcalc import ModelSpec, memory
 from llmcalc.models.tiny_decoder import TinyDecoder
 
 NEW_TOKENS = 20
+LENGTHS = (10, 50, 100, 500, 1000)
 SPEC = ModelSpec.assignment_decoder(
     vocab_size=1000, d_model=256, d_ff=1024, num_layers=2, max_seq_len=2048
 )
+#: The same calls of PyTorch, with next to nothing to compute.
+TINY = ModelSpec.assignment_decoder(
+    vocab_size=16, d_model=8, d_ff=8, num_layers=2, max_seq_len=2048
+)
+
+#: The seconds of each call in each turn.
+Times = dict[str, list[float]]
 
 
 class TextbookAttention(nn.Module):
@@ -49,11 +59,11 @@ class TextbookAttention(nn.Module):
         q, k, v = self.W_q(x), self.W_k(x), self.W_v(x)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=1), torch.cat((past[1], v), dim=1)
-        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        scores = torch.bmm(q, k.transpose(1, 2)) / q.shape[-1] ** 0.5
         rows, columns = scores.shape[-2:]
-        mask = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-        scores = scores.masked_fill(~mask, float("-inf"))
-        return self.W_o(scores.softmax(dim=-1) @ v), (k, v)
+        hidden = torch.ones(rows, columns, dtype=torch.bool).triu(columns - rows + 1)
+        weights = F.softmax(scores.masked_fill(hidden, float("-inf")), dim=-1)
+        return self.W_o(torch.bmm(weights, v)), (k, v)
 
 
 class TextbookFeedForward(nn.Module):
@@ -63,9 +73,10 @@ class TextbookFeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.fc2(torch.relu(self.fc1(x)))
+        result: Tensor = self.fc2(self.dropout(F.relu(self.fc1(x))))
         return result
 
 
@@ -78,11 +89,12 @@ class TextbookLayer(nn.Module):
         self.feed_forward = TextbookFeedForward(width, inner)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(0.1)
 
     def forward(self, x: Tensor, past: Any) -> tuple[Tensor, Any]:
         mixed, cache = self.attention(self.norm1(x), past)
-        x = x + mixed
-        return x + self.feed_forward(self.norm2(x)), cache
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feed_forward(self.norm2(x))), cache
 
 
 class TextbookDecoder(nn.Module):
@@ -115,74 +127,96 @@ class TextbookDecoder(nn.Module):
         return ids
 
 
-def medians(
-    calls: dict[str, Callable[[], object]], repeats: int, *, burst: int = 1
-) -> dict[str, float]:
-    """Return the median seconds of each call. The calls take turns, `burst` in a row each.
+def take_turns(calls: dict[str, Callable[[], object]], turns: int, *, burst: int = 1) -> Times:
+    """Return the seconds of each call in each turn: the median of `burst` calls in a row.
 
     Steps of a generation follow each other, so that the next one finds in the processor's cache
     what the last one left there; a burst does the same. Its first call is not counted.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(repeats + 1):
+    seconds: Times = {name: [] for name in calls}
+    for turn in range(turns + 1):
         for name, call in calls.items():
-            for number in range(burst):
+            taken = []
+            for _ in range(burst):
                 start = time.perf_counter()
                 call()
-                if run and (number or burst == 1):
-                    seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+                taken.append(time.perf_counter() - start)
+            if turn:
+                seconds[name].append(statistics.median(taken[1:] or taken))
+    return seconds
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Return the median over the turns of one time divided by another."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def prompt(length: int) -> Tensor:
+    """Return random token ids."""
+    return torch.randint(1000, (1, length), generator=torch.Generator().manual_seed(length))
 
 
 def generations(decoder: TinyDecoder, textbook: TextbookDecoder) -> None:
     """Print the times of a generation by prompt length."""
     print(f"{NEW_TOKENS} new tokens, milliseconds (and how many times the cached one)")
     print(f"{'prompt':>8}{'cached':>10}{'own uncached':>20}{'textbook uncached':>20}")
-    for length in (10, 50, 100, 500, 1000):
-        ids = torch.randint(1000, (1, length), generator=torch.Generator().manual_seed(length))
+    for length in LENGTHS:
+        ids = prompt(length)
         calls: dict[str, Callable[[], object]] = {
             "cached": partial(decoder.generate, ids, NEW_TOKENS),
             "own": partial(decoder.generate, ids, NEW_TOKENS, use_cache=False),
             "textbook": partial(textbook.generate, ids, NEW_TOKENS),
         }
-        times = medians(calls, 7 if length >= 500 else 15)
-        cached = times["cached"]
-        own, book = (
-            f"{1e3 * t:.2f} ({t / cached:.1f}x)" for t in (times["own"], times["textbook"])
-        )
-        print(f"{length:>8}{1e3 * cached:>10.2f}{own:>20}{book:>20}")
+        times = take_turns(calls, 7 if length >= 500 else 15)
+        print(f"{length:>8}{1e3 * statistics.median(times['cached']):>10.2f}", end="")
+        for name in ("own", "textbook"):
+            taken, gain = 1e3 * statistics.median(times[name]), ratio(times[name], times["cached"])
+            print(f"{f'{taken:.2f} ({gain:.1f}x)':>20}", end="")
+        print()
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Count the operators that PyTorch dispatches, views apart: they touch no data."""
+class _Calls(TorchFunctionMode):
+    """Keep the calls of PyTorch, to repeat them."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
+        super().__init__()
+        self.kept: list[tuple[Any, Any, Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.kept.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+    def repeat(self) -> None:
+        """Do nothing but these calls."""
+        for function, args, kwargs in self.kept:
+            function(*args, **kwargs)
+
+
+def decode(decoder: TinyDecoder, context: int, capacity: int | None = None) -> Callable[[], None]:
+    """Return a decode step at a context, which can be repeated."""
+    cache = decoder.new_cache(capacity=capacity or context + 1)
+    ids = prompt(context) % decoder.spec.embedding.vocab_size
+    decoder(ids, cache=cache, last_only=True)
+    token = ids[:, :1]
+
+    def step() -> None:
+        decoder(token, cache=cache, last_only=True)
+        cache.lengths = (context,)
+
+    return step
 
 
 def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
     """Print the time of one decode step beside a textbook step and the machine's limit."""
-    ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
-    token = ids[:, :1]
-    cache = decoder.new_cache(batch=1, capacity=context + 1)
+    ids = prompt(context)
     weights = memory.weight_bytes(SPEC, weights="fp32")
     read = weights.total - weights["embeddings"].total + 2 * 4 * 256
     read += memory.kv_cache_bytes(SPEC, context=context + 1, kv="fp32").total
     with torch.inference_mode():
-        decoder(ids, cache=cache, last_only=True)
         _, past = textbook(ids)
-
-        def own() -> None:
-            decoder(token, cache=cache, last_only=True)
-            cache.lengths = (context,)
-
-        with _Operators() as operators:
-            own()
+        tiny = decode(TinyDecoder(TINY).eval(), context=1)
+        with _Calls() as calls_of_step:
+            tiny()
         # As many bytes as the step reads, so that they lie as far away as its own.
         wide = [torch.randn(1024, 256) for _ in range(round(read / 2**20))]
         row, one = torch.randn(1, 256), torch.randn(1, 1)
@@ -192,45 +226,47 @@ def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
                 F.linear(row, matrix)
 
         def dispatch() -> None:
-            for _ in range(100):
+            for _ in wide:
                 F.linear(one, one)
 
-        calls: dict[str, Callable[[], object]] = {
-            "own": own,
-            "textbook": lambda: textbook(token, past),
-            "linear": linear,
-            "dispatch": dispatch,
-        }
-        times = medians(calls, 5, burst=100)
-    one_operator = times["dispatch"] / 100
-    bandwidth = len(wide) * 2**20 / (times["linear"] - len(wide) * one_operator)
-    floor = read / bandwidth + operators.count * one_operator
+        times = take_turns(
+            {
+                "own": decode(decoder, context),
+                "textbook": lambda: textbook(ids[:, :1], past),
+                "linear": linear,
+                "dispatch": dispatch,
+                "calls": calls_of_step.repeat,
+            },
+            15,
+            burst=40,
+        )
+    streaming = [
+        read / (len(wide) * 2**20) * (whole - empty)
+        for whole, empty in zip(times["linear"], times["dispatch"], strict=True)
+    ]
+    floor = [sum(both) for both in zip(streaming, times["calls"], strict=True)]
+    own, book, least, bytes_read, calls = (
+        1e6 * statistics.median(values)
+        for values in (times["own"], times["textbook"], floor, streaming, times["calls"])
+    )
     print(
-        f"{context:>8}{1e6 * times['own']:>10.0f}{1e6 * times['textbook']:>10.0f}"
-        f"{times['own'] / times['textbook']:>8.2f}{1e6 * floor:>10.0f}"
-        f"{times['own'] / floor:>8.2f}   {read / 1e6:.1f} MB at {bandwidth / 1e9:.1f} GB/s,"
-        f" {operators.count} operators of {1e6 * one_operator:.2f}"
+        f"{context:>8}{own:>10.0f}{book:>10.0f}{ratio(times['own'], times['textbook']):>8.2f}"
+        f"{least:>10.0f}{ratio(times['own'], floor):>8.2f}   {read / 1e6:.1f} MB in"
+        f" {bytes_read:.0f}, {len(calls_of_step.kept)} calls in {calls:.0f}"
     )
 
 
 def capacities(decoder: TinyDecoder, context: int = 500) -> None:
     """Print the time of a decode step in caches of different capacity."""
-    ids = torch.randint(1000, (1, context), generator=torch.Generator().manual_seed(0))
-    calls: dict[str, Callable[[], object]] = {}
     with torch.inference_mode():
-        for capacity in (context + 1, 1024, 2048):
-            cache = decoder.new_cache(batch=1, capacity=capacity)
-            decoder(ids, cache=cache, last_only=True)
-
-            def call(cache: Any = cache) -> None:
-                decoder(ids[:, :1], cache=cache, last_only=True)
-                cache.lengths = (context,)
-
-            calls[str(capacity)] = call
-        times = medians(calls, 5, burst=100)
+        calls: dict[str, Callable[[], object]] = {
+            str(capacity): decode(decoder, context, capacity)
+            for capacity in (context + 1, 1024, 2048)
+        }
+        times = take_turns(calls, 15, burst=40)
     print(f"\none decode step at context {context} by capacity, microseconds")
-    for capacity_name, seconds in times.items():
-        print(f"  {capacity_name:>6} {1e6 * seconds:8.1f}")
+    for capacity, seconds in times.items():
+        print(f"  {capacity:>6} {1e6 * statistics.median(seconds):8.1f}")
 
 
 def main() -> None:
@@ -245,7 +281,7 @@ def main() -> None:
     generations(decoder, textbook)
     print("\none decode step, microseconds")
     print(f"{'context':>8}{'own':>10}{'textbook':>10}{'ratio':>8}{'floor':>10}{'ratio':>8}")
-    for context in (500, 1000, 1500, 2000):
+    for context in LENGTHS:
         step(decoder, textbook, context)
     capacities(decoder)
 
