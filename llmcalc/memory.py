@@ -69,6 +69,9 @@ if TYPE_CHECKING:
     from llmcalc.formats import Format, Scheme
     from llmcalc.spec.ledger import Place, StoredTensor
 
+    #: The format of recurrent states: one, or one for each of the roles "state" and "conv".
+    StateFormat: TypeAlias = str | Format | Mapping[str, str | Format]
+
 __all__ = [
     "ContextLimit",
     "Fit",
@@ -392,7 +395,7 @@ def kv_cache_bytes(
     *,
     context: Int,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
@@ -406,7 +409,7 @@ def kv_cache_bytes(
     *,
     context: IntArray,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
@@ -420,7 +423,7 @@ def kv_cache_bytes(
     *,
     context: Int,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
@@ -433,7 +436,7 @@ def kv_cache_bytes(
     *,
     context: Int | IntArray,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
@@ -449,9 +452,10 @@ def kv_cache_bytes(
 
     `context` and `batch` take an integer or an integer array. `kv` is the format of keys and
     values and of the latents that stand for them, `index` that of a sparse indexer's keys (by
-    default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep. A
-    windowed layer holds at most its window. `rank` is the device; by default it is the one that
-    holds most, for each element of an array by itself.
+    default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep, or
+    ``{"state": ..., "conv": ...}`` where these differ. A windowed layer holds at most its window.
+    `rank` is the device; by default it is the one that holds most, for each element of an array by
+    itself.
 
     `policy` is ``"ideal"``, what a serving engine needs to hold, or ``"transformers"``, what the
     caches of transformers 5 hold: a windowed layer one slot less, a convolution all inputs of its
@@ -480,13 +484,20 @@ def kv_cache_bytes(
 
 
 def cache_formats(
-    kv: str | Format, state: str | Format, index: str | Format | None
+    kv: str | Format, state: StateFormat, index: str | Format | None
 ) -> dict[CacheRole, Format]:
     """Give the format of every cache role."""
     keys = formats.get(kv, "kv")
-    recurrent = formats.get(state, "state")
     indexer = keys if index is None else formats.get(index, "index")
-    return {"kv": keys, "latent": keys, "index": indexer, "state": recurrent, "conv": recurrent}
+    if isinstance(state, Mapping):
+        if set(state) != {"state", "conv"}:
+            raise InvalidValueError(
+                "state", dict(state), "must be a format, or have one for each of state, conv"
+            )
+        recurrent, inputs = (formats.get(state[role], "state") for role in ("state", "conv"))
+    else:
+        recurrent = inputs = formats.get(state, "state")
+    return {"kv": keys, "latent": keys, "index": indexer, "state": recurrent, "conv": inputs}
 
 
 def _cache_bytes(
@@ -710,7 +721,7 @@ def fit(
     context: Int,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
@@ -869,7 +880,7 @@ def max_batch_size(
     context: Int,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
     layout: Layout | None = None,
@@ -882,7 +893,7 @@ def max_batch_size(
     context: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
     layout: Layout | None = None,
@@ -895,7 +906,7 @@ def max_batch_size(
     context: IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
     layout: Layout | None = None,
@@ -907,7 +918,7 @@ def max_batch_size(
     context: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
     layout: Layout | None = None,
@@ -964,7 +975,7 @@ def _max_batch_sizes(
     *,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format,
+    state: StateFormat,
     index: str | Format | None,
     tensor_parallel: Int,
     layout: Layout | None,
@@ -1037,7 +1048,7 @@ def max_context(
     device_memory: Int,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int = 1,
     tensor_parallel: Int = 1,
@@ -1050,7 +1061,7 @@ def max_context(
     device_memory: IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,
@@ -1063,7 +1074,7 @@ def max_context(
     device_memory: Int,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: IntArray,
     tensor_parallel: Int = 1,
@@ -1075,7 +1086,7 @@ def max_context(
     device_memory: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     batch: Int | IntArray = 1,
     tensor_parallel: Int = 1,

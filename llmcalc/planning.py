@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import EngineName
+    from llmcalc.memory import StateFormat
     from llmcalc.spec.model import ModelSpec
 
 __all__ = [
@@ -224,7 +225,7 @@ class Placement(Described):
     layout: Layout
     weights: str | Format | Scheme
     kv: str | Format
-    state: str | Format = "fp32"
+    state: StateFormat = "fp32"
     index: str | Format | None = None
     context: int
     batch: int
@@ -414,7 +415,7 @@ def plan(
     layouts: Iterable[Layout] | None = None,
     weights: str | Format | Scheme | Iterable[str | Format | Scheme] = "bf16",
     kv: str | Format | Iterable[str | Format] = "bf16",
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
@@ -522,7 +523,7 @@ class _Search:
         spec: ModelSpec,
         context: Int,
         batch: Int,
-        state: str | Format,
+        state: StateFormat,
         index: str | Format | None,
     ) -> None:
         self.spec = spec
@@ -649,7 +650,7 @@ def fewest_devices(
     weights: str | Format | Scheme,
     kv: str | Format,
     batch: Int = 1,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
@@ -695,7 +696,7 @@ def smallest_tensor_parallel(
     weights: str | Format | Scheme,
     kv: str | Format,
     batch: Int = 1,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
@@ -737,7 +738,7 @@ def widest_format(
     kv: str | Format,
     weights: Iterable[str | Format | Scheme] = WIDTHS,
     batch: Int = 1,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from math import prod
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import attrs
 
@@ -35,6 +35,9 @@ from llmcalc.serving.paging import Allocation, allocate
 from llmcalc.spec.items import Linear
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, MiB, format_quantity
+
+if TYPE_CHECKING:
+    from llmcalc.memory import StateFormat
 
 __all__ = ["Budget", "activation_peak", "budget", "loaded_weights"]
 
@@ -502,7 +505,7 @@ def budget(
     engine: str | Profile = "vllm-0.19",
     share: float | None = None,
     dtype: str | Format = "bf16",
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     block_tokens: int | None = None,
     state_blocks: int = 1,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from functools import cached_property
+from typing import Final, TypeAlias
 
 import attrs
 
@@ -26,13 +27,17 @@ __all__ = ["EngineLog", "Figure", "Identity", "parse_log"]
 #: No start-up log is longer; the limits keep hostile input from taking long.
 _LONGEST_LOG: Final = 16 * MiB
 _LONGEST_LINE: Final = 20_000
+_SHORTEST_LINE: Final = 6
+_MOST_RANKS: Final = 4096
 
-_UNITS: Final = {"GiB": GiB, "GB": GiB, "MiB": MiB, "MB": MiB, "KiB": KiB, "B": 1}
+_UNITS: Final = {
+    "tib": 1024 * GiB, "gib": GiB, "gb": GiB, "mib": MiB, "mb": MiB, "kib": KiB, "kb": KiB,
+}  # fmt: skip
 
 #: A number with its unit; engines print no exponents.
-_SIZE: Final = r"(-?\d{1,15}(?:\.\d{1,12})?)\s*(GiB|GB|MiB|MB|KiB)"
+_SIZE: Final = r"(-?\d{1,15}(?:\.\d{1,12})?)\s*((?i:[TGMK]iB|[GMK]B))\b"
 _COUNT: Final = r"(\d[\d,]{0,20})"
-_RATIO: Final = r"(\d{1,12}(?:\.\d{1,12})?)"
+_RATIO: Final = r"(\d{1,12}(?:\.\d{1,20})?)"
 #: What stands between two figures of a line; bounded, so that no line takes long.
 _GAP: Final = r".{0,300}?"
 
@@ -75,15 +80,15 @@ class Identity(Described):
         return f"{self.name}{where}: {sides[0]} {'=' if self.holds else '!='} {sides[1]}"
 
 
-#: What a line of vLLM says: a pattern, and the name and kind of each of its groups.
-_Pattern = tuple[str, tuple[tuple[str, str], ...]]
+#: What a line says: words that it must have, a pattern, and the name and kind of each of its
+#: groups. The words are part of the pattern, and stand there so that most lines take no time.
+_Pattern: TypeAlias = tuple[str, str, tuple[tuple[str, str], ...]]
 
 _VLLM: Final[tuple[_Pattern, ...]] = (
+    ("Model loading took", rf"Model loading took {_SIZE}", (("weights", "size"),)),
+    ("Loading model weights took", rf"Loading model weights took {_SIZE}", (("weights", "size"),)),
     (
-        rf"Model loading took {_SIZE}|Loading model weights took {_SIZE}",
-        (("weights", "size"), ("weights", "size")),
-    ),
-    (
+        "; non-torch forward increase memory:",
         (
             rf"Total non KV cache memory: {_SIZE}; torch peak memory increase: {_SIZE}; "
             rf"non-torch forward increase memory: {_SIZE}; weights memory: {_SIZE}"
@@ -96,15 +101,55 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
         ),
     ),
     (
+        "; total consumed (from mem_get_info):",  # from about 0.28 on
+        (
+            rf"Total non KV cache memory: {_SIZE}; torch peak memory increase: {_SIZE}; "
+            rf"total consumed \(from mem_get_info\): {_SIZE}; weights memory: {_SIZE}"
+        ),
+        (
+            ("non_cache", "size"),
+            ("activation", "size"),
+            ("consumed", "size"),
+            ("weights", "size"),
+        ),
+    ),
+    (
+        "Initial free memory:",
         rf"Initial free memory: {_SIZE}; Requested memory: {_RATIO} \(util\), {_SIZE}",
         (("free_at_start", "size"), ("share", "ratio"), ("requested", "size")),
     ),
     (
-        rf"init memory snapshot:{_GAP} free_memory={_SIZE}, total_memory={_SIZE}",
-        (("free_at_start", "size"), ("visible", "size")),
+        ", requested GPU memory:",
+        rf"Initial free memory: {_SIZE}, free memory: {_SIZE}, requested GPU memory: {_SIZE}",
+        (("free_at_start", "size"), ("free_after_profile", "size"), ("requested", "size")),
     ),
-    (rf"worker requested memory: {_SIZE}", (("requested", "size"),)),
     (
+        "Free memory after profiling:",
+        rf"Free memory after profiling: {_SIZE} \(total\), {_SIZE} \(within requested\)",
+        (("free_after_profile", "size"), ("free_within_requested", "size")),
+    ),
+    (
+        "Initial free memory",
+        rf"Initial free memory {_SIZE}, reserved {_SIZE} memory for KV Cache",
+        (("free_at_start", "size"), ("pool", "size")),
+    ),
+    (
+        "init memory snapshot:",
+        (
+            rf"init memory snapshot:{_GAP} free_memory={_SIZE}, total_memory={_SIZE}"
+            rf"(?:, cuda_memory={_SIZE}, torch_memory={_SIZE}, non_torch_memory={_SIZE})?"
+        ),
+        (
+            ("free_at_start", "size"),
+            ("visible", "size"),
+            ("used_at_start", "size"),
+            ("torch_at_start", "size"),
+            ("non_torch_at_start", "size"),
+        ),
+    ),
+    ("worker requested memory:", rf"worker requested memory: {_SIZE}", (("requested", "size"),)),
+    (
+        "GiB) on startup. Desired GPU memory utilization is (",
         (
             rf"Free memory on device \({_RATIO}/{_RATIO} GiB\) on startup\. Desired GPU memory "
             rf"utilization is \({_RATIO}, {_SIZE}\)\. Actual usage is {_SIZE} for weights?, "
@@ -121,30 +166,88 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
             ("graphs", "size"),
         ),
     ),
-    (rf"Current kv cache memory in use is {_SIZE}", (("pool_in_use", "size"),)),
-    (rf"Available KV cache memory: {_SIZE}", (("pool", "size"),)),
-    (rf"GPU KV cache size: {_COUNT} tokens", (("tokens", "count"),)),
     (
+        "GiB) on startup. Desired GPU memory utilization is (",
+        # From about 0.28 on; graphs are in the activations where they are subtracted.
+        (
+            rf"Free memory on device \({_RATIO}/{_RATIO} GiB\) on startup\. Desired GPU memory "
+            rf"utilization is \({_RATIO}, {_SIZE}\)\. Actual usage is {_SIZE} for consumed memory "
+            rf"\(weights \+ non-torch\), {_SIZE} for peak activation, and {_SIZE} for CUDAGraph"
+        ),
+        (
+            ("free_at_start", "gib"),
+            ("visible", "gib"),
+            ("share", "ratio"),
+            ("requested", "size"),
+            ("consumed", "size"),
+            ("activation_and_graphs", "size"),
+            ("graphs", "size"),
+        ),
+    ),
+    (
+        ") to fit into requested memory, or `--kv-cache-memory=",
+        (
+            rf"--kv-cache-memory=(\d{{1,18}})` \({_SIZE}\) to fit into requested memory, or "
+            rf"`--kv-cache-memory=(\d{{1,18}})` \({_SIZE}\) to fully utilize"
+        ),
+        (
+            ("pool_to_request_bytes", "count"),
+            ("pool_to_request", "size"),
+            ("pool_to_memory_bytes", "count"),
+            ("pool_to_memory", "size"),
+        ),
+    ),
+    (
+        "Current kv cache memory in use is",
+        rf"Current kv cache memory in use is {_SIZE}",
+        (("pool_in_use", "size"),),
+    ),
+    ("Available KV cache memory:", rf"Available KV cache memory: {_SIZE}", (("pool", "size"),)),
+    ("KV cache size:", rf"\b[A-Z]{{2,8}} KV cache size: {_COUNT} tokens", (("tokens", "count"),)),
+    (
+        "Maximum concurrency for",
         rf"Maximum concurrency for {_COUNT} tokens per request: {_RATIO}x",
         (("context", "count"), ("concurrency", "ratio")),
     ),
-    (rf"Estimated CUDA graph memory: {_SIZE}", (("graphs_estimated", "size"),)),
     (
-        rf"CUDA graph pool memory: {_SIZE} \(actual\), {_SIZE} \(estimated\)",
-        (("graphs", "size"), ("graphs_estimated", "size")),
+        "Estimated CUDA graph memory:",
+        rf"Estimated CUDA graph memory: {_SIZE}",
+        (("graphs_estimated", "size"),),
     ),
-    (rf"Graph capturing finished in \d+ secs?, took {_SIZE}", (("graphs", "size"),)),
-    (rf"num_gpu_blocks is: {_COUNT}", (("blocks", "count"),)),
-    (rf"# (?:GPU|gpu|CUDA|cuda) blocks: {_COUNT}", (("blocks", "count"),)),
     (
+        "CUDA graph pool memory:",
+        (
+            rf"CUDA graph pool memory: {_SIZE} \(actual\), {_SIZE} \(estimated\)"
+            rf"(?:, difference: {_SIZE})?"
+        ),
+        (("graphs", "size"), ("graphs_estimated", "size"), ("graphs_difference", "size")),
+    ),
+    (
+        "Graph capturing finished in",
+        rf"Graph capturing finished in \d+ secs?, took {_SIZE}",
+        (("graphs", "size"),),
+    ),
+    ("num_gpu_blocks is:", rf"num_gpu_blocks is: {_COUNT}", (("blocks", "count"),)),
+    ("blocks:", rf"# (?:GPU|gpu|CUDA|cuda) blocks: {_COUNT}", (("blocks", "count"),)),
+    (
+        ") x gpu_memory_utilization (",
         rf"total_gpu_memory \({_SIZE}\) x gpu_memory_utilization \({_RATIO}\) = {_SIZE}",
         (("visible", "size"), ("share", "ratio"), ("requested", "size")),
     ),
-    (rf"model weights take {_SIZE}", (("weights", "size"),)),
-    (rf"non_torch_memory takes {_SIZE}", (("non_torch", "size"),)),
-    (rf"PyTorch activation peak memory takes {_SIZE}", (("activation", "size"),)),
-    (rf"the rest of the memory reserved for KV Cache is {_SIZE}", (("pool", "size"),)),
+    ("model weights take", rf"model weights take {_SIZE}", (("weights", "size"),)),
+    ("non_torch_memory takes", rf"non_torch_memory takes {_SIZE}", (("non_torch", "size"),)),
     (
+        "PyTorch activation peak memory takes",
+        rf"PyTorch activation peak memory takes {_SIZE}",
+        (("activation", "size"),),
+    ),
+    (
+        "the rest of the memory reserved for KV Cache is",
+        rf"the rest of the memory reserved for KV Cache is {_SIZE}",
+        (("pool", "size"),),
+    ),
+    (
+        "Memory profiling results: total_gpu_memory=",
         (
             rf"Memory profiling results: total_gpu_memory={_SIZE}{_GAP} "
             rf"peak_torch_memory={_SIZE}{_GAP} non_torch_memory={_SIZE} "
@@ -159,101 +262,181 @@ _VLLM: Final[tuple[_Pattern, ...]] = (
         ),
     ),
     (
+        "KV cache is needed, which is larger than the available KV cache memory (",
         (
             rf"max seq len \({_COUNT}\), \(?{_SIZE} KV cache is needed, which is larger than the "
             rf"available KV cache memory \({_SIZE}\)"
         ),
         (("context", "count"), ("pool_needed", "size"), ("pool", "size")),
     ),
-    (rf"estimated maximum model length is {_COUNT}", (("longest_context", "count"),)),
     (
+        "estimated maximum model length is",
+        rf"estimated maximum model length is {_COUNT}",
+        (("longest_context", "count"),),
+    ),
+    (
+        ") is larger than the maximum number of tokens that can be stored in KV cache (",
         (
             rf"max seq len \({_COUNT}\) is larger than the maximum number of tokens that can be "
             rf"stored in KV cache \({_COUNT}\)"
         ),
         (("context", "count"), ("tokens", "count")),
     ),
-    (rf"[Ss]etting attention block size to {_COUNT} tokens", (("block_tokens", "count"),)),
+    (
+        "etting attention block size to",
+        rf"[Ss]etting attention block size to {_COUNT} tokens",
+        (("block_tokens", "count"),),
+    ),
 )
 
 _SGLANG: Final[tuple[_Pattern, ...]] = (
-    (rf"Load weight begin\. avail mem={_SIZE}", (("free_at_start", "size"),)),
     (
+        "Load weight begin. avail mem=",
+        rf"Load weight begin\. avail mem={_SIZE}",
+        (("free_at_start", "size"),),
+    ),
+    (
+        "Load weight end.",
         rf"Load weight end\.{_GAP}avail mem={_SIZE}(?:, mem usage={_SIZE})?",
         (("free_after_weights", "size"), ("weights", "size")),
     ),
     (
+        "KV Cache is allocated.",
         rf"KV Cache is allocated\.{_GAP}#tokens: {_COUNT}, K size: {_SIZE}, V size: {_SIZE}",
-        (("tokens", "count"), ("k_cache", "size"), ("v_cache", "size")),
+        (("cells", "count"), ("k_cache", "size"), ("v_cache", "size")),
     ),
     (
+        "KV Cache is allocated.",
         rf"KV Cache is allocated\.{_GAP}#tokens: {_COUNT}, (?:KV|Cache) size: {_SIZE}",
-        (("tokens", "count"), ("pool", "size")),
+        (("cells", "count"), ("pool", "size")),
     ),
     (
+        "Use sliding window memory pool.",
+        (
+            rf"Use sliding window memory pool\.{_GAP}full_layer_tokens={_COUNT}, "
+            rf"swa_layer_tokens={_COUNT}"
+        ),
+        (("full_tokens", "count"), ("window_tokens", "count")),
+    ),
+    (
+        "Mamba Cache is allocated. max_mamba_cache_size:",
         (
             rf"Mamba Cache is allocated\. max_mamba_cache_size: {_COUNT}, "
             rf"conv_state size: {_SIZE}, ssm_state size: {_SIZE}"
         ),
         (("state_slots", "count"), ("conv_cache", "size"), ("state_cache", "size")),
     ),
-    (rf"Memory pool end\. avail mem={_SIZE}", (("free_after_pool", "size"),)),
     (
-        rf"Capture (?:target decode )?cuda graph end\.{_GAP}mem usage={_SIZE}",
-        (("graphs", "size"),),
+        "Memory pool end. avail mem=",
+        rf"Memory pool end\. avail mem={_SIZE}",
+        (("free_after_pool", "size"),),
     ),
-    (rf"max_total_num_tokens={_COUNT}", (("tokens", "count"),)),
-    (rf"max_running_requests={_COUNT}", (("sequences", "count"),)),
-    (rf"context_len={_COUNT}", (("context", "count"),)),
-    (rf"mem_fraction_static={_RATIO}", (("share", "ratio"),)),
+    (
+        "graph end.",
+        rf"Capture [\w /()-]{{0,60}}?(?:cuda|CUDA|npu|device) graph end\.{_GAP}mem usage={_SIZE}",
+        (("graphs", "sum"),),
+    ),
+    ("max_total_num_tokens=", rf"max_total_num_tokens={_COUNT}", (("tokens", "count"),)),
+    ("max_running_requests=", rf"max_running_requests={_COUNT}", (("sequences", "count"),)),
+    ("context_len=", rf"context_len={_COUNT}", (("context", "count"),)),
+    ("mem_fraction_static=", rf"mem_fraction_static={_RATIO}", (("share", "ratio"),)),
 )
 
 _TENSORRT: Final[tuple[_Pattern, ...]] = (
-    (rf"Loaded engine size: {_SIZE}", (("weights", "size"),)),
-    (rf"Allocated {_SIZE} for execution context memory", (("activation", "size"),)),
+    ("Loaded engine size:", rf"Loaded engine size: {_SIZE}", (("weights", "size"),)),
     (
-        rf"Allocated {_SIZE} for max tokens in paged KV cache \({_COUNT}\)",
+        "for execution context memory",
+        rf"Allocated {_SIZE} for execution context memory",
+        (("activation", "size"),),
+    ),
+    (
+        "for max tokens",
+        rf"Allocated {_SIZE} for max tokens(?: in paged KV cache)? \({_COUNT}\)",
         (("pool", "size"), ("tokens", "count")),
     ),
-    (rf"Number of tokens per block: {_COUNT}", (("block_tokens", "count"),)),
     (
+        "Memory dynamically allocated during inference (inside torch)",
+        rf"Memory dynamically allocated during inference \(inside torch\)[^:]*: {_SIZE}",
+        (("activation", "size"),),
+    ),
+    (
+        "Memory used outside torch (",
+        rf"Memory used outside torch \([^)]*\)[^:]*: {_SIZE}",
+        (("non_torch", "size"),),
+    ),
+    (
+        "Peak memory during memory usage profiling (torch + non-torch):",
+        (
+            rf"Peak memory during memory usage profiling \(torch \+ non-torch\): {_SIZE}, "
+            rf"available KV cache memory when calculating max tokens: {_SIZE}, "
+            rf"fraction is set {_RATIO}, kv size is {_COUNT}\. device total memory {_SIZE}"
+            rf"(?:[, ]{{1,6}}tmp kv_mem {_SIZE})?"
+        ),
+        (
+            ("peak", "size"),
+            ("pool_estimated", "size"),
+            ("share", "ratio"),
+            ("token_bytes", "count"),
+            ("visible", "size"),
+            ("trial_pool", "size"),
+        ),
+    ),
+    (
+        "Number of tokens per block:",
+        rf"Number of tokens per block: {_COUNT}",
+        (("block_tokens", "count"),),
+    ),
+    (
+        "tokens per block=",
         rf"tokens per block={_COUNT}, primary blocks={_COUNT}",
         (
             ("block_tokens", "count"),
             ("blocks", "count"),
         ),
     ),
-    (rf"Number of blocks in KV cache primary pool: {_COUNT}", (("blocks", "count"),)),
     (
+        "Number of blocks in KV cache primary pool:",
+        rf"Number of blocks in KV cache primary pool: {_COUNT}",
+        (("blocks", "count"),),
+    ),
+    (
+        ", max_num_requests=",
         rf"max_seq_len={_COUNT}, max_num_requests={_COUNT}, max_num_tokens={_COUNT}",
         (("context", "count"), ("sequences", "count"), ("batched_tokens", "count")),
     ),
     (
+        "calculating max tokens in paged kv cache: total:",
         rf"calculating max tokens in paged kv cache: total: {_SIZE}, available: {_SIZE}",
         (("visible", "size"), ("free_after_weights", "size")),
     ),
     (
+        "Memory used after loading model weights (inside torch)",
         rf"Memory used after loading model weights \(inside torch\)[^:]*: {_SIZE}",
         (("weights", "size"),),
     ),
-    (rf"fraction is set {_RATIO}", (("share", "ratio"),)),
-    (rf"free_gpu_memory_fraction[=:]\s*{_RATIO}", (("share", "ratio"),)),
+    (
+        "free_gpu_memory_fraction",
+        rf"free_gpu_memory_fraction[=:]\s*{_RATIO}",
+        (("share", "ratio"),),
+    ),
 )
 
 _LLAMA: Final[tuple[_Pattern, ...]] = (
     (
+        "model buffer size =",
         rf"(?:load_tensors|llm_load_tensors):{_GAP} model buffer size =\s*{_SIZE}",
         (("weights", "sum"),),
     ),
     (
+        "llama_kv_cache",
         (
-            rf"(?:llama_kv_cache\w*|KV self){_GAP}size\s*=\s*{_SIZE} "
+            rf"llama_kv_cache\w*{_GAP}\bsize\s*=\s*{_SIZE} "
             rf"\(\s*{_COUNT} cells,\s*{_COUNT} layers,{_GAP}\), "
             rf"K \((\w+)\):\s*{_SIZE}, V \((\w+)\):\s*{_SIZE}"
         ),
         (
             ("pool", "sum"),
-            ("tokens", "count"),
+            ("cells", "count"),
             ("layers", "count"),
             ("kv_format", "word"),
             ("k_cache", "sum"),
@@ -262,6 +445,20 @@ _LLAMA: Final[tuple[_Pattern, ...]] = (
         ),
     ),
     (
+        "llama_memory_recurrent",
+        (
+            rf"llama_memory_recurrent{_GAP}\bsize\s*=\s*{_SIZE} \(\s*{_COUNT} cells,{_GAP}\), "
+            rf"R \(\w+\):\s*{_SIZE}, S \(\w+\):\s*{_SIZE}"
+        ),
+        (
+            ("states", "sum"),
+            ("state_slots", "count"),
+            ("conv_cache", "sum"),
+            ("state_cache", "sum"),
+        ),
+    ),
+    (
+        "KV self size",
         rf"KV self size\s*=\s*{_SIZE}, K \((\w+)\):\s*{_SIZE}, V \((\w+)\):\s*{_SIZE}",
         (
             ("pool", "sum"),
@@ -271,11 +468,11 @@ _LLAMA: Final[tuple[_Pattern, ...]] = (
             ("v_cache", "sum"),
         ),
     ),
-    (rf"\w* compute buffer size =\s*{_SIZE}", (("activation", "sum"),)),
-    (rf"\w* output buffer size =\s*{_SIZE}", (("output", "sum"),)),
-    (rf"\bn_ctx\s*=\s*{_COUNT}", (("context", "count"),)),
-    (rf"\bn_ubatch\s*=\s*{_COUNT}", (("batched_tokens", "count"),)),
-    (rf"\bn_seq_max\s*=\s*{_COUNT}", (("sequences", "count"),)),
+    ("compute buffer size =", rf"\w* compute buffer size =\s*{_SIZE}", (("activation", "sum"),)),
+    ("output buffer size =", rf"\w* output buffer size =\s*{_SIZE}", (("output", "sum"),)),
+    ("n_ctx", rf"\bn_ctx\s*=\s*{_COUNT}", (("context", "count"),)),
+    ("n_ubatch", rf"\bn_ubatch\s*=\s*{_COUNT}", (("batched_tokens", "count"),)),
+    ("n_seq_max", rf"\bn_seq_max\s*=\s*{_COUNT}", (("sequences", "count"),)),
 )
 
 #: What tells an engine's log, and its patterns.
@@ -302,25 +499,41 @@ _SETTINGS: Final = {
     "dtype": r"\bdtype'?[=:] ?'?(?:torch\.)?(bfloat16|float16|float32|half|float|auto)\b",
     "quantization": r"\bquantization'?[=:] ?'?(\w[\w-]*)",
     "kv_dtype": r"\bkv_cache_dtype'?[=:] ?'?(?:torch\.)?(\w+)",
+    "state_dtype": r"\bmamba_ssm_(?:cache_)?dtype'?[=:] ?'?(?:torch\.)?(\w+)",
+    "file_type": r"\b(?:file type|model ftype)\s*= (?:\(guessed\) ?)?([\w .-]{2,40})",
+    "expert_parallel": r"\benable_expert_parallel'?[=:] ?(True|False)",
+    "data_parallel_attention": r"\benable_dp_attention'?[=:] ?(True|False)",
 }
 _SIZES: Final = {
     "tensor_parallel": r"\b(?:tensor_parallel_size|tp_size|tensor_parallel)'?[=:] ?(\d{1,6})",
     "pipeline_parallel": r"\b(?:pipeline_parallel_size|pp_size)'?[=:] ?(\d{1,6})",
     "data_parallel": r"\b(?:data_parallel_size|dp_size)'?[=:] ?(\d{1,6})",
+    "decode_context_parallel": r"\bdecode_context_parallel_size'?[=:] ?(\d{1,6})",
+    "expert_ranks": r"\bep_size'?[=:] ?(\d{1,6})",
     "context": r"\b(?:max_seq_len|max_model_len)'?[=:] ?(\d{1,12})",
     "batched_tokens": r"\b(?:max_num_batched_tokens|chunked_prefill_size)'?[=:] ?(\d{1,12})",
     "sequences": r"\bmax_num_seqs'?[=:] ?(\d{1,12})",
     "block_tokens": r"\b(?:block_size|page_size)'?[=:] ?(\d{1,12})",
 }
+#: What a line that states a setting has.
+_STATES: Final = re.compile(r"_size\b|_len\b|model|dtype|quant|max_num|enable_|file type|ftype")
 _VERSION: Final = re.compile(
     r"(?:engine \(v|vLLM API server version |LLM engine version |\[TensorRT-LLM\] TensorRT[- ]LLM"
     r" version: |TensorRT-LLM version: |sglang[ =]v?)(\d{1,5}\.\d{1,5}[\w.+-]{0,40})"
 )
-_RANK: Final = re.compile(r"\((?:Worker|VllmWorker|EngineCore|RayWorkerWrapper)[_ ]?([A-Z]\w*)? ?")
+#: How vLLM's lines name the process that wrote them: ``(Worker_TP0 pid=7)``,
+#: ``(VllmWorker rank=1 pid=7)``, ``(EngineCore_DP0 pid=5)``, ``(RayWorkerWrapper pid=7, ip=...)``.
+_WORKER: Final = re.compile(
+    r"\((?:(?P<core>EngineCore)|(?:Vllm|Ray)?Worker(?:Process|Wrapper|Proc)?)(?:_\d{1,6}\b)?[_ ]?"
+    r"(?P<rank>rank=\d{1,6}|(?:[A-Z]{2,4}\d{1,6})(?:[_ ][A-Z]{2,4}\d{1,6}){0,5})?"
+    r"(?:[^)]{0,20}?pid=(?P<pid>\d{1,12}))?[^)]{0,60}\)"
+)
+#: Sequences that colour a terminal.
+_COLOUR: Final = re.compile(r"\x1b\[[0-?]{0,20}[ -/]{0,5}[@-~]")
 _SGLANG_RANK: Final = re.compile(r"\b((?:DP\d+ )?(?:TP\d+)(?: EP\d+)?(?: PP\d+)?)\]")
 
 
-@attrs.frozen(kw_only=True, repr=False, eq=False)
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
 class EngineLog(Described):
     """The figures and settings of a start-up log.
 
@@ -336,9 +549,19 @@ class EngineLog(Described):
 
     def ranks(self, name: str) -> tuple[Figure, ...]:
         """Return the last figure of that name that each rank prints."""
-        return tuple(
-            {figure.rank: figure for figure in self.figures if figure.name == name}.values()
-        )
+        return tuple(several[-1] for several in self._by_name.get(name, {}).values())
+
+    @cached_property
+    def _by_name(self) -> dict[str, dict[str, list[Figure]]]:
+        """All figures, by their name and rank."""
+        found: dict[str, dict[str, list[Figure]]] = {}
+        for figure in self.figures:
+            found.setdefault(figure.name, {}).setdefault(figure.rank, []).append(figure)
+        return found
+
+    def every(self, name: str, rank: str) -> tuple[Figure, ...]:
+        """Return all figures of that name that a rank prints, in the order of the log."""
+        return tuple(self._by_name.get(name, {}).get(rank, ()))
 
     def figure(self, name: str, rank: str | None = None) -> Figure | None:
         """Return the figure of that name, `None` where the log has none.
@@ -346,17 +569,13 @@ class EngineLog(Described):
         Without a `rank`, where ranks differ, it is that of the rank whose pool is the smallest,
         if the log says which that is, or else the first one's.
         """
-        found = self.ranks(name)
-        if rank is not None:
-            found = tuple(figure for figure in found if figure.rank == rank)
-        if len(found) > 1:
-            tightest = self.tightest_rank
-            for figure in found:
-                if figure.rank == tightest:
-                    return figure
-        return found[0] if found else None
+        by_rank = self._by_name.get(name, {})
+        if rank is None and by_rank:
+            rank = self.tightest_rank if self.tightest_rank in by_rank else next(iter(by_rank))
+        several = by_rank.get(rank or "")
+        return several[-1] if several else None
 
-    @property
+    @cached_property
     def tightest_rank(self) -> str | None:
         """The rank that has least left for the pool, where the log says so."""
         used = {figure.rank: figure.value for figure in self.ranks("non_cache")}
@@ -416,20 +635,33 @@ def parse_log(text: str, engine: str | None = None) -> EngineLog:
         engine = _engine(text)
     elif engine not in _ENGINES:
         raise InvalidValueError("engine", engine, f"must be one of {', '.join(_ENGINES)}")
-    patterns = [(re.compile(pattern), groups) for pattern, groups in _ENGINES[engine][1]]
+    patterns = [
+        (words, re.compile(pattern), groups) for words, pattern, groups in _ENGINES[engine][1]
+    ]
     figures: list[Figure] = []
     settings: dict[str, str | int] = {}
     version = None
+    ranks: set[str] = set()
     sums: dict[tuple[str, str], Figure] = {}
+    workers = {found["pid"]: found["rank"] for found in _WORKER.finditer(text) if found["rank"]}
     for line in _lines(text, engine):
-        rank = _rank(line, engine)
-        for pattern, groups in patterns:
-            for match in pattern.finditer(line):
-                figures += _read(match, groups, rank, settings, sums)
-        _read_settings(line, settings)
+        rank = _rank(line, engine, workers)
+        for words, pattern, groups in patterns:
+            if words in line:
+                for match in pattern.finditer(line):
+                    figures += _read(match, groups, rank, settings, sums)
+        if _STATES.search(line):
+            _read_settings(line, settings)
         found = None if version else _VERSION.search(line)
         version = found[1] if found else version
+        ranks.add(rank)
+        if len(ranks) > _MOST_RANKS:
+            raise InvalidValueError(
+                "log_text", len(ranks), f"must be of at most {_MOST_RANKS} processes"
+            )
     figures += sums.values()
+    if engine in {"sglang", "llama.cpp"}:
+        figures = list(_joined(figures, engine))
     if not figures:
         raise LlmcalcError(f"log_text: no memory figures of {engine} are in it")
     model = settings.get("model")
@@ -467,18 +699,61 @@ def _engine(text: str) -> str:
 
 def _lines(text: str, engine: str) -> Iterator[str]:
     """Give the lines; vLLM 0.6 to 0.8 breaks its message over several of them."""
+    text = _COLOUR.sub("", text.replace("\r\n", "\n"))
     if engine == "vllm":
         text = re.sub(r"(GiB[;)]|seconds)[ \t]*\n[ \t]*(?=(?:the|model|x|PyTorch) )", r"\1 ", text)
     for line in text.splitlines():
-        yield line[:_LONGEST_LINE]
+        if len(line) > _SHORTEST_LINE:
+            yield line[:_LONGEST_LINE]
 
 
-def _rank(line: str, engine: str) -> str:
+def _rank(line: str, engine: str, workers: Mapping[str, str]) -> str:
+    """Return what the line calls the process that wrote it.
+
+    A worker that only says its process number has the name that it states elsewhere.
+    """
     if engine == "sglang":
-        named = _SGLANG_RANK.search(line[:200])
+        named = _SGLANG_RANK.search(line[:300])
         return named[1] if named else ""
-    named = _RANK.search(line[:200])
-    return (named[1] or "") if named else ""
+    rank = ""
+    for found in _WORKER.finditer(line[:300]):  # the innermost process stands last
+        pid = found["pid"] or ""
+        if found["rank"]:
+            rank = found["rank"].replace("rank=", "rank ")
+        elif not found["core"]:
+            rank = workers.get(pid) or (f"pid {pid}" if pid else rank)
+    return rank
+
+
+def _joined(figures: list[Figure], engine: str) -> Iterator[Figure]:
+    """Give the figures with one cache for each rank, and its tokens.
+
+    SGLang prints a pool for windowed layers and one for the others, and then one for the layers of
+    a draft model; llama.cpp has caches of several sizes, of which the largest holds the context.
+    """
+    pools = 2 if any(figure.name == "window_tokens" for figure in figures) else 1
+    parts: dict[tuple[str, str], list[Figure]] = {}
+    cells: dict[str, list[Figure]] = {}
+    for figure in figures:
+        if figure.name == "cells":
+            cells.setdefault(figure.rank, []).append(figure)
+        elif engine == "sglang" and figure.name in {"k_cache", "v_cache", "pool"}:
+            parts.setdefault((figure.name, figure.rank), []).append(figure)
+            continue
+        yield figure
+    for (name, rank), several in parts.items():
+        own = several[:pools]
+        yield Figure(
+            name,
+            sum(figure.value for figure in own),
+            " + ".join(figure.text for figure in own),
+            rank,
+            sum(figure.within for figure in own),
+        )
+    if not any(figure.name == "tokens" for figure in figures):
+        for several in cells.values():
+            own = several[:pools] if engine == "sglang" else several
+            yield attrs.evolve(max(own, key=_by_value), name="tokens")
 
 
 def _read(
@@ -520,7 +795,7 @@ def _read(
 
 
 def _size(name: str, text: str, unit: str, rank: str) -> Figure:
-    scale = _UNITS[unit]
+    scale = _UNITS[unit.lower()]
     return Figure(
         name, round(float(text) * scale), f"{text}{unit}", rank, _half_digit(text) * scale
     )
@@ -540,12 +815,19 @@ def _identities(log: EngineLog) -> Iterator[Identity]:
         yield from _repeated(log, rank)
 
 
+#: What vLLM prints in more than one line of a start.
+_STATED_AGAIN: Final = (
+    "visible", "share", "free_at_start", "requested", "weights", "activation", "non_torch",
+    "consumed", "pool", "tokens", "blocks", "graphs", "graphs_estimated",
+)  # fmt: skip
+
+
 def _repeated(log: EngineLog, rank: str) -> Iterator[Identity]:
     """Give the figures that one process prints twice: both must be the same."""
     if log.engine != "vllm":  # the others print a draft model's figures under the same names
         return
-    for name in ("visible", "requested", "weights", "activation", "non_torch", "pool", "tokens"):
-        found = [one for one in log.figures if one.name == name and one.rank == rank]
+    for name in _STATED_AGAIN:
+        found = log.every(name, rank)
         if len(found) > 1:
             low, high = min(found, key=_by_value), max(found, key=_by_value)
             yield Identity(
@@ -589,7 +871,7 @@ def _budget_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
                 right=used,
                 within=within + total.within,
             )
-        pool = find("pool")
+        pool = find("pool") or find("pool_in_use")
         if pool and requested:
             identity = Identity(
                 name="pool = requested - weights - activation - non-torch",
@@ -608,6 +890,7 @@ def _budget_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
                 )
                 identity = subtracted if subtracted.holds else identity
             yield identity
+    yield from _later_identities(log, rank)
     free = find("free_at_start")
     if free and requested and free.value < requested.value - requested.within - free.within:
         yield Identity(
@@ -616,6 +899,83 @@ def _budget_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
             left=requested.value,
             right=free.value,
             within=requested.within + free.within,
+        )
+
+
+#: What vLLM leaves when it suggests a size for the pool.
+_SPARED: Final = 150 * MiB
+
+
+def _later_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
+    """Give what vLLM prints of one process beside its budget, as sums of other figures."""
+
+    def find(name: str) -> Figure | None:
+        return log.figure(name, rank) or (log.figure(name, "") if rank else None)
+
+    sums: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
+        ("used = visible - free at the start", "used_at_start", ("visible", "-free_at_start"), 0),
+        (
+            "used at the start = torch + non-torch",
+            "used_at_start",
+            ("torch_at_start", "non_torch_at_start"),
+            0,
+        ),
+        (
+            "free within requested = free after profiling - free at the start + requested",
+            "free_within_requested",
+            ("free_after_profile", "-free_at_start", "requested"),
+            0,
+        ),
+        ("pool in use = pool", "pool_in_use", ("pool",), 0),
+        ("suggested pool = its bytes", "pool_to_request", ("pool_to_request_bytes",), 0),
+        ("suggested pool = its bytes", "pool_to_memory", ("pool_to_memory_bytes",), 0),
+        (
+            "suggested pool = requested - weights - activation - non-torch - graphs - 150 MiB",
+            "pool_to_request",
+            ("requested", "-weights", "-activation", "-non_torch", "-graphs"),
+            -_SPARED,
+        ),
+        (
+            "suggested pool = requested - consumed - activation and graphs - graphs - 150 MiB",
+            "pool_to_request",
+            ("requested", "-consumed", "-activation_and_graphs", "-graphs"),
+            -_SPARED,
+        ),
+        (
+            "suggested pools differ as requested and free at the start do",
+            "pool_to_memory",
+            ("pool_to_request", "-requested", "free_at_start"),
+            0,
+        ),
+        (
+            "pool = requested - consumed - activation and graphs",
+            "pool_in_use",
+            ("requested", "-consumed", "-activation_and_graphs"),
+            0,
+        ),
+    )  # fmt: skip
+    for name, whole, parts, constant in sums:
+        left = find(whole)
+        found = [(part[0] == "-", find(part.lstrip("-"))) for part in parts]
+        known = [(negative, part) for negative, part in found if part is not None]
+        if left is None or len(known) < len(found):
+            continue
+        yield Identity(
+            name=name,
+            rank=rank,
+            left=left.value,
+            right=constant + sum(-part.value if minus else part.value for minus, part in known),
+            within=left.within + sum(part.within for _, part in known),
+        )
+    actual, estimated = find("graphs"), find("graphs_estimated")
+    difference = find("graphs_difference")
+    if actual and estimated and difference:
+        yield Identity(
+            name="graphs difference = actual less estimated, either way",
+            rank=rank,
+            left=difference.value,
+            right=abs(actual.value - estimated.value),
+            within=difference.within + actual.within + estimated.within,
         )
 
 
@@ -640,6 +1000,18 @@ def _pool_identities(log: EngineLog, rank: str) -> Iterator[Identity]:
             left=tokens.value,
             right=blocks.value * block.value,
             within=0,
+        )
+    estimate, peak, trial = find("pool_estimated"), find("peak"), find("trial_pool")
+    visible, share = find("visible"), find("share")
+    if estimate and peak and trial and visible and share:
+        yield Identity(
+            name="pool = (total - peak + trial pool) x fraction",
+            rank=rank,
+            left=estimate.value,
+            right=(visible.value - peak.value + trial.value) * share.value,
+            within=estimate.within
+            + (peak.within + trial.within + visible.within) * share.value
+            + abs(visible.value - peak.value + trial.value) * share.within,
         )
     pool, keys, values = find("pool"), find("k_cache"), find("v_cache")
     if pool and keys and values:

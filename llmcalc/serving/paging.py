@@ -29,7 +29,7 @@ Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_util
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import attrs
 
@@ -44,6 +44,9 @@ from llmcalc.serving.engines import Profile, profile
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
 from llmcalc.units import Bytes, format_integer, format_quantity
+
+if TYPE_CHECKING:
+    from llmcalc.memory import StateFormat
 
 __all__ = ["Allocation", "CacheGroup", "Policy", "allocate", "policies"]
 
@@ -183,7 +186,7 @@ def allocate(
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     state_blocks: int = 1,
     tensor_parallel: int = 1,
@@ -278,7 +281,7 @@ def policies(
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     state_blocks: int = 1,
     tensor_parallel: int = 1,

@@ -8,21 +8,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import attrs
 
+from llmcalc import formats
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
-from llmcalc.huggingface import load_model
+from llmcalc.huggingface import catalogue, load_model
 from llmcalc.layouts import Layout
 from llmcalc.serving.budgets import Budget, budget
 from llmcalc.serving.engines import Profile, profile, profiles
 from llmcalc.serving.logs import EngineLog, Identity, parse_log
-from llmcalc.serving.paging import Allocation
+from llmcalc.serving.paging import Allocation, allocate
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import GiB
+
+if TYPE_CHECKING:
+    from llmcalc.memory import StateFormat
 
 __all__ = ["Comparison", "Reconciliation", "reconcile"]
 
@@ -184,7 +190,7 @@ def reconcile(
     device: str | DeviceSpec | None = None,
     visible_bytes: int | None = None,
     share: float | None = None,
-    state: str | Format = "fp32",
+    state: StateFormat | None = None,
     index: str | Format | None = None,
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
@@ -194,11 +200,13 @@ def reconcile(
 ) -> Reconciliation:
     """Return what a start-up log prints against what is computed, term by term.
 
-    `log_text` is a log of vLLM, SGLang, TensorRT-LLM or llama.cpp. What is not given is taken
-    from the log: the model (by its name in the catalogue), formats, layout, limits, memory and
-    version. `engine` is the profile that the terms are computed with. Tokens, blocks and
-    concurrency are computed from the *printed* pool, so that one term's gap is not seen twice.
-    Raises `llmcalc.LlmcalcError` where the text has no figures, or names no known model.
+    `log_text` is a log of vLLM, SGLang, TensorRT-LLM or llama.cpp. What is not given is taken from
+    the log: the model (by its name in the catalogue; nothing is fetched), formats, layout, limits,
+    memory and version. Recurrent states are by default in what the log says, or what the engine
+    takes: vLLM the model's `dtype`, the others fp32. `engine` is the profile that the terms are
+    computed with. Tokens, blocks and concurrency are computed from the *printed* pool, so that one
+    term's gap is not seen twice. Raises `llmcalc.LlmcalcError` where the text has no figures, or
+    names no known model.
 
     >>> from llmcalc import serving
     >>> answer = serving.reconcile('''
@@ -227,9 +235,10 @@ def reconcile(
     log = parse_log(log_text)
     spec = _model(model, log)
     known, note = _engine(engine, log)
-    where = _layout(layout, log)
+    where = _layout(layout, log, spec)
     computed_in = dtype or _DTYPES.get(str(log.settings.get("dtype")), "bf16")
     stored = weights or _weights(log, spec, str(computed_in))
+    form = state or _state(log, str(computed_in))
     held = kv or _kv(log, str(computed_in))
     visible = log.figure("visible")
     if visible_bytes is None and device is None and visible is not None:
@@ -248,7 +257,7 @@ def reconcile(
             device=device,
             visible_bytes=visible_bytes,
             share=share,
-            state=state,
+            state=form,
             index=index,
             block_tokens=block_tokens,
             batched_tokens=batched_tokens,
@@ -256,7 +265,15 @@ def reconcile(
             layout=where,
             rank=_rank(rank, log, where),
         )
-    comparisons, identities = _compare(log, answer, known, note)
+    request = None if answer is None else answer.allocation
+    if context and known.pool_rule == "cells":
+        request = allocate(
+            spec, context=context, kv=held, state=form, index=index, engine=known, layout=where
+        )
+    stated = weights is not None or log.engine in {"vllm", "sglang"} or _file_type(log) is not None
+    comparisons, identities = _compare(
+        log, answer, request, known, where, note=note, weights_stated=stated
+    )
     return Reconciliation(
         log=log,
         model=spec.name,
@@ -283,10 +300,16 @@ _DTYPES = {
 def _model(model: str | ModelSpec | None, log: EngineLog) -> ModelSpec:
     if isinstance(model, ModelSpec):
         return model
-    named = model if model is not None else log.model
-    if named is None:
+    if model is not None:
+        return load_model(model)
+    if log.model is None:
         raise LlmcalcError("model = None: the log names none; say which model it is of")
-    return load_model(named)
+    # A name in a log is no reason to read a file or to ask the hub.
+    name = log.model.rstrip("/")
+    entry = catalogue.find(name) or catalogue.find(name.rpartition("/")[2])
+    if entry is None:
+        raise catalogue.unknown(name)
+    return load_model(entry.name)
 
 
 def _engine(engine: str | Profile | None, log: EngineLog) -> tuple[Profile, str]:
@@ -319,7 +342,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else ()
 
 
-def _layout(layout: Layout | None, log: EngineLog) -> Layout:
+def _layout(layout: Layout | None, log: EngineLog, spec: ModelSpec) -> Layout:
     if layout is not None:
         return layout
 
@@ -327,8 +350,21 @@ def _layout(layout: Layout | None, log: EngineLog) -> Layout:
         value = log.settings.get(name)
         return value if isinstance(value, int) and value > 0 else 1
 
+    tensor, data = degree("tensor_parallel"), degree("data_parallel")
+    routed = any(tensor.routed for tensor in spec.ledger.tensors)
+    if log.engine == "sglang":  # the degree that it states is that of all ranks
+        data = data if log.settings.get("data_parallel_attention") == "True" else 1
+        tensor = tensor // data if data <= tensor else tensor
+    experts = log.settings.get("expert_parallel") == "True" or degree("expert_ranks") > 1
     return Layout(
-        tensor_parallel=degree("tensor_parallel"), pipeline_parallel=degree("pipeline_parallel")
+        tensor_parallel=tensor,
+        pipeline_parallel=degree("pipeline_parallel"),
+        data_parallel=data,
+        # vLLM's replicas share the routed experts.
+        data_parallel_attention=data > 1 and (routed or log.engine == "sglang"),
+        expert_parallel=routed and experts and tensor * data > 1,
+        decode_context_parallel=degree("decode_context_parallel"),
+        engine="vllm" if log.engine == "vllm" and data > 1 and routed else None,
     )
 
 
@@ -343,12 +379,33 @@ def _rank(rank: int | None, log: EngineLog, layout: Layout) -> int | None:
 
 
 def _weights(log: EngineLog, spec: ModelSpec, dtype: str) -> str:
+    file_type = _file_type(log)
+    if file_type is not None:
+        return file_type
     stated = str(log.settings.get("quantization", "None"))
     if stated == "fp8" and not _is_quantised(spec):
         return "fp8-tensor"  # quantised while loading
     if stated not in {"None", "none", "auto"} or _is_quantised(spec):
         return "checkpoint"
     return dtype
+
+
+def _file_type(log: EngineLog) -> str | None:
+    """Return the format or mix of a GGUF file, as llama.cpp calls it; `None` if it doesn't say.
+
+    Source: llama.cpp, ``llama_model_ftype_name``.
+    """
+    stated = str(log.settings.get("file_type", "")).strip()
+    plain = {"all F32": "fp32", "F16": "fp16", "BF16": "bf16", "MXFP4 MoE": "MXFP4_MOE",
+             "Q2_K - Medium": "Q2_K"}  # fmt: skip
+    if stated in plain:
+        return plain[stated]
+    name, _, rest = stated.partition(" ")
+    if rest.startswith("mix"):
+        name = f"{name[:-1]}M"
+    size = re.match(r"- (Small|Medium|Large)\b", rest)
+    name += f"_{size[1][0]}" if size else ""
+    return name if name in formats.scheme_names() else None
 
 
 def _is_quantised(spec: ModelSpec) -> bool:
@@ -364,24 +421,24 @@ def _kv(log: EngineLog, dtype: str) -> str:
     return dtype if stated in {"auto", "None"} else stated.upper()
 
 
+def _state(log: EngineLog, dtype: str) -> str:
+    stated = _DTYPES.get(str(log.settings.get("state_dtype")))
+    return stated or (dtype if log.engine == "vllm" else "fp32")
+
+
 def _budget(
     spec: ModelSpec, known: Profile, log: EngineLog, *, visible_bytes: int | None,
     device: str | DeviceSpec | None, share: float | None, batched_tokens: int | None,
     sequences: int | None, block_tokens: int | None, context: int,
-    weights: str | Format | Scheme, kv: str | Format, dtype: str | Format, state: str | Format,
+    weights: str | Format | Scheme, kv: str | Format, dtype: str | Format, state: StateFormat,
     index: str | Format | None, layout: Layout, rank: int | None,
 ) -> Budget:  # fmt: skip
     """Compute the budget; terms that the profile does not know are taken from the log."""
     given: dict[str, int] = {}
     if known.pool_rule == "total":
-        if known.activation is None:
-            given["activation_bytes"] = log.count("activation") or 0
-        table = known.non_torch_bytes
-        degree = layout.tensor_parallel
-        if not table or (degree > 1 and max(n for n in table if n <= degree) == 1):
-            given["non_torch_bytes"] = log.count("non_torch") or 0
-        if known.graphs_subtracted:
-            given["graph_bytes"] = log.count("graphs_estimated") or 0
+        given = {
+            name: 0 if value is None else value for name, value in _printed(known, log, layout)
+        }
     if visible_bytes is None and device is None:
         start = log.count("free_at_start") or log.count("requested")
         visible_bytes = start or 1
@@ -409,15 +466,51 @@ def _budget(
     )
 
 
+def _printed(known: Profile, log: EngineLog, layout: Layout) -> Iterator[tuple[str, int | None]]:
+    """Give the terms that the profile does not know, as the log prints them; `None` if it doesn't.
+
+    Newer versions print weights and what is outside the framework as one, and graphs among the
+    activations.
+    """
+    both = log.count("activation_and_graphs")
+    if known.activation is None:
+        yield "activation_bytes", log.count("activation") if both is None else both
+    table, degree = known.non_torch_bytes, layout.tensor_parallel
+    if not table or (degree > 1 and max(n for n in table if n <= degree) == 1):
+        consumed, weights = log.count("consumed"), log.count("weights")
+        outside = log.count("non_torch")
+        if outside is None and consumed is not None and weights is not None:
+            outside = max(0, consumed - weights)
+        yield "non_torch_bytes", outside
+    if known.graphs_subtracted:
+        yield "graph_bytes", (log.count("graphs_estimated") or 0) if both is None else 0
+
+
 def _compare(
-    log: EngineLog, answer: Budget | None, known: Profile, note: str
+    log: EngineLog,
+    answer: Budget | None,
+    request: Allocation | None,
+    known: Profile,
+    where: Layout,
+    *,
+    note: str,
+    weights_stated: bool,
 ) -> tuple[list[Comparison], list[Identity]]:
     """Return the terms that are printed or computed, and what must hold of the printed ones."""
-    budgeted = answer if log.figure("share") is not None or log.settings.get("share") else None
+    stated = log.figure("share") is not None
+    budgeted = answer if stated else None
+    unknown = (
+        [name for name, value in _printed(known, log, where) if value is None]
+        if known.pool_rule == "total"
+        else []
+    )
     sizes = {
         "visible": ("visible", None),
         "requested": ("requested", None if budgeted is None else budgeted.requested_bytes),
-        "weights": ("weights", None if answer is None else answer.weight_bytes),
+        "weights": (
+            "weights",
+            answer.weight_bytes if answer is not None and weights_stated else None,
+        ),
         "activation": (
             "activation",
             None if answer is None or known.activation is None else answer.activation_bytes,
@@ -427,8 +520,12 @@ def _compare(
             None if answer is None or not known.non_torch_bytes else answer.non_torch_bytes,
         ),
         "graphs": ("graphs", None),
-        "pool": ("pool", None if budgeted is None else budgeted.pool_bytes),
+        "pool": ("pool", None if budgeted is None or unknown else budgeted.pool_bytes),
+        "needed": ("pool_needed", None if request is None else request.request_bytes),
     }
+    free, fraction = log.figure("free_after_weights"), log.value("share")
+    if known.pool_rule == "free" and free is not None and fraction is not None:
+        sizes["pool"] = "pool", int(free.value * fraction)
     comparisons = []
     for term, (name, computed) in sizes.items():
         figure = log.figure(name)
@@ -448,9 +545,12 @@ def _compare(
             )
         )
     identities: list[Identity] = []
-    if answer is not None:
+    if answer is not None and weights_stated:
         identities += _at_least(log, answer)
-        comparisons += _capacity(log, answer.allocation, _pool(log), identities)
+    if request is not None:
+        one_each = log.engine in {"sglang", "llama.cpp"}
+        count = _slots if one_each else _capacity
+        comparisons += count(log, request, _pool(log), identities)
     return comparisons, identities
 
 
@@ -560,6 +660,71 @@ def _capacity(
                 printed=pool[0] / tokens.value,
                 computed=width,
                 within=pool[1] / tokens.value + (request.block_bytes or 0) / tokens.value,
+            )
+        )
+    return found
+
+
+def _slots(
+    log: EngineLog,
+    request: Allocation,
+    pool: tuple[float, float] | None,
+    identities: list[Identity],
+) -> list[Comparison]:
+    """Return the slots that the printed pool holds, where each layer has one for a token.
+
+    Windowed layers may have fewer slots than the others: a pool, or a cache, of their own.
+    """
+    tokens, width = log.figure("tokens"), request.context
+    if tokens is None or pool is None or not tokens.value or not width:
+        return []
+    fewer = log.figure("window_tokens") or min(
+        (figure for figure in log.figures if figure.name == "cells"),
+        key=lambda figure: figure.value,
+        default=tokens,
+    )
+    whole = windowed = 0
+    for group in request.groups:
+        if group.block_tokens is not None:
+            slot = group.layers * group.page_bytes // group.block_tokens
+            if group.label.startswith(("window", "chunk")):
+                windowed += slot
+            else:
+                whole += slot
+    expected = whole * tokens.value + windowed * fewer.value
+    if not expected:
+        return []
+    each = expected / tokens.value
+    # Engines keep a few slots more, for padding.
+    slack = pool[1] / each + tokens.within + 512
+    computed = pool[0] / each
+    identities.append(
+        Identity(
+            name="tokens = what the printed pool holds of this model",
+            rank="",
+            left=tokens.value,
+            right=computed,
+            within=slack + 0.005 * computed,
+        )
+    )
+    found = [
+        Comparison(
+            term="tokens",
+            unit="tokens",
+            printed=tokens.value,
+            computed=round(computed),
+            within=slack,
+            note="from the printed pool",
+        )
+    ]
+    if not windowed or fewer.value == tokens.value:
+        found.append(
+            Comparison(
+                term="bytes a token",
+                unit="bytes a token",
+                printed=pool[0] / tokens.value,
+                computed=each,
+                within=(pool[1] + 512 * each) / tokens.value,
             )
         )
     return found

@@ -323,8 +323,8 @@ def test_smaller_devices_take_smaller_steps_by_default() -> None:
     large = _budget(visible_bytes=None, device="H100-SXM-80GB")
     small = _budget(visible_bytes=None, device="L4")
     assert large.activation_bytes == serving.activation_peak(LLAMA).total
-    step = {"batched_tokens": 2048, "sequences": 256}
-    assert small.activation_bytes == serving.activation_peak(LLAMA, **step).total
+    step = serving.activation_peak(LLAMA, batched_tokens=2048, sequences=256)
+    assert small.activation_bytes == step.total
     a100 = _budget(visible_bytes=None, device="A100-SXM-80GB")
     assert a100.activation_bytes == small.activation_bytes
     assert _budget(visible_bytes=24 * GiB).activation_bytes == small.activation_bytes
@@ -523,7 +523,7 @@ def _figures(log: EngineLog) -> dict[str, float]:
             {
                 "free_at_start": round(78.5 * GiB), "free_after_weights": round(63.2 * GiB),
                 "weights": round(15.3 * GiB), "k_cache": round(25.71 * GiB),
-                "v_cache": round(25.71 * GiB), "tokens": 374400, "sequences": 2048,
+                "v_cache": round(25.71 * GiB), "cells": 374400, "tokens": 374400, "sequences": 2048,
                 "context": 40960, "share": 0.85, "free_after_pool": round(11.4 * GiB),
             },
         ),
@@ -539,7 +539,8 @@ def _figures(log: EngineLog) -> dict[str, float]:
             "llama.cpp",
             {
                 "weights": round(15317.02 * 2**20), "pool": 512 * 2**20, "k_cache": 256 * 2**20,
-                "v_cache": 256 * 2**20, "tokens": 4096, "layers": 32, "context": 4096,
+                "v_cache": 256 * 2**20, "cells": 4096, "tokens": 4096, "layers": 32,
+                "context": 4096,
                 "batched_tokens": 512, "activation": round(258.5 * 2**20),
             },
         ),
