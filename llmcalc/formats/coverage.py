@@ -71,10 +71,12 @@ class Scheme(Described):
         # Experts are matrices of their own, which stand first among the rows' factors.
         matrices = int(tensor.active is not None and len(tensor.rows) == 1)
         kinds = self.formats_of(tensor, layers)
+        # A part of the layers is called what it is called among all of them.
+        single = len(kinds) == 1 and (layers is None or len(self.formats_of(tensor)) == 1)
         *group, name = tensor.path
         for format, number in kinds:
             times = ((number, "layers"), *tensor.times[1:]) if tensor.times else ()
-            title = name if len(kinds) == 1 else f"{name} {format.name}"
+            title = name if single else f"{name} {format.name}"
             if format.is_plain:
                 yield (*group, title), rows + format.row_factors(columns) + times
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, load_model, memory
@@ -143,6 +143,31 @@ def test_the_ranks_weights_sum_to_the_whole_and_its_copies_item_by_item(
                 assert total[tensor.path] >= whole[tensor.path]
                 continue
         assert total[tensor.path] == whole[tensor.path] * copies(tensor, spec, layout), tensor.path
+
+
+@given(placed(engines=False), st.one_of(WEIGHTS, st.sampled_from(["IQ2_M", "IQ4_NL", "Q5_0"])))
+@example((model("Llama-3.1-8B"), Layout(pipeline_parallel=3)), "Q4_K_M")
+@example((model("Llama-3.1-8B"), Layout(pipeline_parallel=2)), "IQ4_NL")
+def test_the_ranks_have_the_items_of_the_whole_in_any_format(
+    case: tuple[ModelSpec, Layout], weights: str
+) -> None:
+    spec, layout = case
+    if not allowed(spec, layout, weights):
+        return
+    whole: Counter[tuple[str, ...]] = Counter()
+    for term in memory.weight_bytes(spec, weights=weights).terms:
+        whole[term.path] += term.value
+    total: Counter[tuple[str, ...]] = Counter()
+    for rank in range(layout.devices):
+        for term in memory.weight_bytes(spec, weights=weights, layout=layout, rank=rank).terms:
+            total[term.path] += term.value
+    assert set(total) == set(whole)
+    copied = (layout.tensor_parallel, layout.data_parallel) != (1, 1)
+    # Weights outside the layers, or shared by them, may be on several stages.
+    shared = {tensor.path[:2] for tensor in spec.ledger.tensors if not tensor.times}
+    for path, value in whole.items():
+        assert total[path] >= value, path
+        assert copied or path[:2] in shared or total[path] == value, path
 
 
 @given(placed(engines=False), st.integers(0, 5000), st.integers(0, 40))
