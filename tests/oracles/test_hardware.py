@@ -242,7 +242,7 @@ def test_what_torch_calls_a_device_is_understood(reported: str, name: str) -> No
     [
         ("H100", {"H100-SXM-80GB", "H100-PCIe-80GB", "H100-NVL-94GB"}),
         ("a100 sxm", {"A100-SXM-40GB", "A100-SXM-80GB"}),
-        ("RTX 4080", {"RTX-4090"}),
+        ("RTX 4060", {"RTX-4090"}),
         ("H100-SMX-80GB", {"H100-SXM-80GB"}),
         ("M3 Ultra", {"Apple-M3-Ultra-512GB"}),
     ],
