@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
+    from llmcalc.memory import StateFormat
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
 
@@ -288,7 +289,7 @@ def step_time(
     weights: str | Format | Scheme,
     kv: str | Format,
     compute: str | None = None,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,

@@ -12,7 +12,7 @@ product, convolution, norm and attention reads and writes, with nothing fused bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 import attrs
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
+    from llmcalc.memory import StateFormat
 
 __all__ = ["bytes_moved"]
 
@@ -48,7 +49,7 @@ def bytes_moved(
     past: Int,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,
@@ -71,7 +72,7 @@ def bytes_moved(
     past: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,
@@ -94,7 +95,7 @@ def bytes_moved(
     past: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,
@@ -117,7 +118,7 @@ def bytes_moved(
     past: IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,
@@ -139,7 +140,7 @@ def bytes_moved(
     past: Int | IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     activations: str | Format = "bf16",
     causal: bool = True,
@@ -213,7 +214,7 @@ class Traffic(NamedTuple):
 
     weights: str | Format | Scheme
     kv: str | Format
-    state: str | Format
+    state: StateFormat
     indexer: str | Format | None
     activations: str | Format
     causal: bool
@@ -226,7 +227,7 @@ class Traffic(NamedTuple):
     @property
     def key(self) -> tuple[Any, ...]:
         """What tells programs of these conventions from others; no two objects share an id."""
-        return tuple([v if v is None or type(v) in _SIMPLE else ("id", id(v)) for v in self])
+        return tuple([v if v is None or type(v) in _SIMPLE else _identity(v) for v in self])
 
     def attended(self, span: Span) -> Count:
         """Return the keys that attention reads, those of every tile again."""
@@ -244,11 +245,18 @@ class Traffic(NamedTuple):
 _SIMPLE: Final = (str, int, bool)
 
 
+def _identity(value: Any) -> tuple[Any, ...]:
+    """Return what tells an object from others: its id, or what a mapping holds."""
+    if isinstance(value, Mapping):
+        return tuple([(key, value[key]) for key in sorted(value)])
+    return "id", id(value)
+
+
 def conventions_of(
     *,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format,
+    state: StateFormat,
     index: str | Format | None,
     activations: str | Format,
     causal: bool,
@@ -266,7 +274,7 @@ def conventions_of(
     return Traffic(
         weights=weights,
         kv=kv,
-        state=state,
+        state=dict(state) if isinstance(state, Mapping) else state,
         indexer=index,
         activations=activations,
         causal=causal,

@@ -403,3 +403,18 @@ def test_a_norm_of_heads_reads_and_writes_every_head() -> None:
     assert flows["q_norm.weight"] == 2 * 16 * 128 * 2 * 3 * 28
     assert flows["k_norm.weight"] == 2 * 8 * 128 * 2 * 3 * 28
     assert flows["attention_norm.weight"] == 2 * 1024 * 2 * 3 * 28
+
+
+def test_states_and_the_inputs_of_convolutions_may_have_formats_of_their_own() -> None:
+    spec = load_model("mamba-130m-hf")
+    step: dict[str, Any] = {"batch": 1, "new": 1, "past": 5, **WIDE}
+    formats_of = {"state": "fp32", "conv": "bf16"}
+
+    def cache() -> dict[str, int]:
+        moved = roofline.bytes_moved(spec, **step, state=formats_of)
+        return {term.path[3]: term.value for term in moved["cache read"].terms}
+
+    # 24 layers, 1536 channels: 16 elements of state each, the last 3 inputs.
+    assert cache() == {"conv": 24 * 1536 * 3 * 2, "state": 24 * 1536 * 16 * 4}
+    formats_of["conv"] = "fp32"  # the caller's mapping is read anew every time
+    assert cache()["conv"] == 24 * 1536 * 3 * 4
