@@ -14,8 +14,9 @@ heads, G = H / K query heads a group, D head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, Literal, cast
 
 import attrs
 import torch
@@ -43,7 +44,7 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "relu": torch.relu,
     "silu": F.silu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 
 
@@ -313,7 +314,9 @@ class _Pass:
 class TinyDecoder(nn.Module):
     """A pre-norm decoder built from a dense `ModelSpec`.
 
-    `dropout` is only applied while training. `attention` is ``"fast"``, or ``"reference"`` for
+    `dropout` is only applied while training. The modules inside are not called one by one, for a
+    decode step would spend as long on that as on small matrices: their hooks do not run.
+    `attention` is ``"fast"``, or ``"reference"`` for
     explicit matrix products everywhere, which PyTorch's FLOP counter sees. `generator` draws the
     initial weights (normal, standard deviation 0.02; norms 1, biases 0).
 
@@ -353,10 +356,9 @@ class TinyDecoder(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         positions = _check_spec(spec)
-        if not 0.0 <= dropout < 1.0:
-            raise InvalidValueError("dropout", dropout, "must be from 0 to below 1")
-        super().__init__()
         choice(attention, "attention", ("fast", "reference"))
+        place = _check_options(dropout, dtype, device, generator)
+        super().__init__()
         self.spec = spec
         self.explicit = attention == "reference"
         self.dropout = dropout
@@ -373,9 +375,10 @@ class TinyDecoder(nn.Module):
             self.output_projection = nn.Linear(width, embedding.vocab_size, bias=spec.head.bias)
         if spec.head.tied:
             del self.output_projection.weight
-        self.to_empty(device=device or "cpu").to(dtype)
-        # Matrices lie in memory column by column. A decode step multiplies each by one row of
-        # input; it then streams through memory, up to twice as fast as row by row.
+        self.to_empty(device=place).to(dtype)
+        # The longer side of a matrix lies in a row in memory. A decode step multiplies each by one
+        # row of input; where memory is slow, long runs stream up to half as fast again as short
+        # ones.
         for module in self.modules():
             if isinstance(module, nn.Linear) and "weight" in module._parameters:  # noqa: SLF001
                 rows, columns = module.weight.shape
@@ -428,7 +431,7 @@ class TinyDecoder(nn.Module):
         """Return the logits of the new tokens `input_ids` (B, T): (B, T, vocabulary).
 
         With a `cache` the tokens continue what it holds, and are appended to it; gradients do not
-        flow then. `lengths` says how many tokens of each row count, where rows are shorter than T
+        flow then, and nothing is dropped. `lengths` says how many tokens of each row count, where rows are shorter than T
         (padding stands on the right, and its logits mean nothing). With `last_only`, the logits
         of each row's last token alone: (B, 1, vocabulary).
 
@@ -572,8 +575,8 @@ class TinyDecoder(nn.Module):
             prefill_chunk_size=prefill_chunk_size,
             lengths=lengths,
         )
-        none = input_ids[:, :0]
-        new = torch.cat([none, *(step.tokens[:, None] for step in steps)], dim=1)  # (B, N)
+        tokens = [step.tokens for step in steps]
+        new = torch.stack(tokens, dim=1) if tokens else input_ids[:, :0]  # (B, N)
         batch, longest = input_ids.shape
         fill = next((t for t in (pad_token_id, eos_token_id) if t is not None), 0)
         ids = input_ids.new_full((batch, longest + new.shape[1]), fill)
@@ -616,10 +619,10 @@ class TinyDecoder(nn.Module):
         chunk = max(counts)
         if prefill_chunk_size is not None:
             chunk = whole_number(prefill_chunk_size, "prefill_chunk_size", minimum=1)
-        if new:  # the last token is chosen, but never read
-            self._pass(None, [count + new - 1 for count in counts])
+        read = max(new - 1, 0)  # the last token is chosen, but never read
+        self._pass(None, [count + read for count in counts])
         forward = (
-            self._cached(input_ids, counts, new, chunk)
+            self._cached(input_ids, counts, read, chunk)
             if use_cache
             else self._uncached(input_ids, counts, new)
         )
@@ -627,7 +630,7 @@ class TinyDecoder(nn.Module):
         return _steps(forward, sampling, new, eos_token_id, fill)
 
     def _cached(
-        self, prompt: Tensor, counts: Sequence[int], new: int, chunk: int
+        self, prompt: Tensor, counts: Sequence[int], read: int, chunk: int
     ) -> Callable[[Tensor | None], Tensor]:
         """Give the next logits (B, vocabulary): the prompt is read once, then a token a step."""
         cache: KVCache | None = None
@@ -637,7 +640,7 @@ class TinyDecoder(nn.Module):
             if tokens is not None:
                 one = (1,) * len(counts)
                 return self._last_logits(tokens[:, None], cache, one)
-            cache = self.new_cache(batch=len(counts), capacity=max(counts) + max(new - 1, 0))
+            cache = self.new_cache(batch=len(counts), capacity=max(counts) + read)
             last: dict[int, Tensor] = {}
             for start in range(0, max(counts), chunk):
                 # A row whose prompt has ended reads nothing; the others may have more to come.
@@ -687,7 +690,10 @@ class TinyDecoder(nn.Module):
             )
         if lengths is None:
             return (shape[1],) * shape[0]
-        counts = tuple(whole_number(length, "lengths", minimum=1) for length in lengths)
+        given: object = lengths
+        if not isinstance(given, Iterable):
+            raise InvalidValueError("lengths", lengths, "must be a number for each row")
+        counts = tuple(whole_number(length, "lengths", minimum=1) for length in given)
         if len(counts) != shape[0] or max(counts) != shape[1]:
             raise InvalidValueError(
                 "lengths", counts, f"must be {shape[0]} numbers, the largest of them {shape[1]}"
@@ -752,8 +758,8 @@ def _causal(queries: Tensor, keys: int) -> Tensor:
     return torch.arange(keys, device=queries.device) <= queries[..., None]
 
 
-# Submodules and parameters are looked up in their dictionaries where each step does it: nn.Module's
-# own lookup takes a microsecond, which is as long as a small matrix product.
+# Modules are not called, and parameters are looked up in their dictionaries, where each step does
+# it: nn.Module's own ways take some microseconds, as long as a small matrix product.
 
 
 def _linear(x: Tensor, module: Any) -> Tensor:
@@ -802,6 +808,20 @@ def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
     if len(positions) > 1:
         raise InvalidValueError("rotary", positions, f"{_RULE}: layers differ in their positions")
     return positions.pop()
+
+
+def _check_options(dropout: object, dtype: object, device: Any, generator: object) -> torch.device:
+    """Refuse what a decoder cannot be made with; return the device."""
+    if type(dropout) not in {int, float} or not 0 <= cast("float", dropout) < 1:
+        raise InvalidValueError("dropout", dropout, "must be a number from 0 to below 1")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InvalidValueError("dtype", dtype, "must be a floating-point torch.dtype")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidValueError("generator", generator, "must be a torch.Generator")
+    try:
+        return torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as problem:
+        raise InvalidValueError("device", device, "must be a device of PyTorch") from problem
 
 
 def _check_layer(layer: Layer) -> Attention:

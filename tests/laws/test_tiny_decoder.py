@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -244,6 +245,52 @@ def test_the_decoder_learns_also_after_it_has_generated() -> None:
     assert losses[-1] < losses[0] - 2
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_logits_can_be_changed_in_place_outside_inference_mode(cached: bool) -> None:
+    decoder = build(small())
+    cache = decoder.new_cache(batch=1, capacity=4) if cached else None
+    with torch.no_grad():
+        logits = decoder(prompt(decoder.spec, 4), cache=cache)
+        logits /= 2
+    assert not logits.requires_grad
+
+
+def test_gradients_do_not_flow_through_a_cache() -> None:
+    decoder = build(small())
+    cache = decoder.new_cache(batch=1, capacity=4)
+    assert decoder(prompt(decoder.spec, 4)).requires_grad
+    assert not decoder(prompt(decoder.spec, 4), cache=cache).requires_grad
+
+
+def test_dropout_never_acts_with_a_cache() -> None:
+    decoder = TinyDecoder(the_assignments(), dropout=0.5).train()
+    ids = prompt(decoder.spec, 8)
+    first, second = (decoder(ids, cache=decoder.new_cache(batch=1, capacity=8)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "gelu", "gelu_tanh"])
+def test_a_whole_decoder_can_be_pickled(activation: str) -> None:
+    decoder = build(small(activation=activation))
+    ids = prompt(decoder.spec, 4)
+    copy = pickle.loads(pickle.dumps(decoder))  # noqa: S301  # made here
+    assert torch.equal(copy(ids), decoder(ids))
+
+
+def test_a_decode_step_neither_joins_history_nor_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = build(the_assignments())
+
+    def fail(*args: Any, **kwargs: Any) -> Tensor:
+        raise AssertionError
+
+    for name in ("cat", "arange", "ones", "tril", "triu"):
+        monkeypatch.setattr(torch, name, fail)
+    cache = decoder.new_cache(batch=2, capacity=64)
+    for step in range(3):
+        decoder(torch.full((2, 1), step), cache=cache)
+    assert cache.lengths == (3, 3)
+
+
 def test_a_cache_made_in_inference_mode_can_be_filled_outside_it() -> None:
     decoder = build(small())
     with torch.inference_mode():
@@ -409,6 +456,11 @@ BAD_CALLS: dict[str, tuple[str, Any]] = {
     "lengths that are too few": ("lengths", lambda d: d(ids, lengths=[])),
     "lengths that pass the prompt": ("lengths", lambda d: d(ids, lengths=[4])),
     "a length of 0": ("lengths = 0", lambda d: d(ids, lengths=[0])),
+    "one length for all": ("lengths = 3", lambda d: d(ids, lengths=3)),
+    "a prompt past the limit": (
+        "context = 65",
+        lambda d: d.generate(torch.ones((1, 65), dtype=torch.int64), 0),
+    ),
 }
 
 
@@ -435,12 +487,16 @@ def test_a_full_cache_is_refused_and_stays_as_it_was() -> None:
 
 BAD_SPECS = {
     "dropout": lambda: TinyDecoder(small(), dropout=1.0),
+    "dropout = 'much'": lambda: TinyDecoder(small(), dropout="much"),  # type: ignore[arg-type]
     "attention": lambda: TinyDecoder(small(), attention="quick"),  # type: ignore[arg-type]
     "spec": lambda: TinyDecoder("llama"),  # type: ignore[arg-type]
+    "dtype": lambda: TinyDecoder(small(), dtype=torch.int32),
+    "device": lambda: TinyDecoder(small(), device="abacus"),
+    "generator": lambda: TinyDecoder(small(), generator=3),  # type: ignore[arg-type]
 }
 
 
 @pytest.mark.parametrize("field", BAD_SPECS)
 def test_a_decoder_of_bad_arguments_is_refused(field: str) -> None:
-    with pytest.raises(LlmcalcError, match=f"^{field} = "):
+    with pytest.raises(LlmcalcError, match=f"^{field.partition(' ')[0]} = "):
         BAD_SPECS[field]()
