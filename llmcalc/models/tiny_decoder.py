@@ -431,9 +431,9 @@ class TinyDecoder(nn.Module):
         """Return the logits of the new tokens `input_ids` (B, T): (B, T, vocabulary).
 
         With a `cache` the tokens continue what it holds, and are appended to it; gradients do not
-        flow then, and nothing is dropped. `lengths` says how many tokens of each row count, where rows are shorter than T
-        (padding stands on the right, and its logits mean nothing). With `last_only`, the logits
-        of each row's last token alone: (B, 1, vocabulary).
+        flow then, and nothing is dropped. `lengths` says how many tokens of each row count, where
+        rows are shorter than T (padding stands on the right, and its logits mean nothing). With
+        `last_only`, the logits of each row's last token alone: (B, 1, vocabulary).
 
         Raises `llmcalc.LlmcalcError`, and leaves the cache as it was, for token ids outside the
         vocabulary, no tokens, a context past the position limit, a full cache, and tensors or
