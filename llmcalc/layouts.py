@@ -363,12 +363,22 @@ class Rank:
     It has a `replica`, a `stage` and a `tensor_rank`; `number` is its place among all ranks.
     """
 
-    __slots__ = ("_experts", "_joint", "_own", "layout", "replica", "stage", "tensor_rank")
+    __slots__ = (
+        "_experts",
+        "_groups",
+        "_joint",
+        "_own",
+        "layout",
+        "replica",
+        "stage",
+        "tensor_rank",
+    )
 
     def __init__(self, layout: Layout, stage: Stage, replica: int, tensor_rank: int) -> None:
         self.layout, self.stage = layout, stage
         self.replica, self.tensor_rank = replica, tensor_rank
-        ranks, multiple = layout.tensor_parallel, ENGINES[layout.engine].vocab_multiple
+        rules = ENGINES[layout.engine]
+        ranks, multiple, self._groups = layout.tensor_parallel, rules.vocab_multiple, rules.joint
         self._own = _split(ranks, tensor_rank, multiple)
         self._joint = self._experts = self._own
         if layout.data_parallel_attention:
@@ -385,6 +395,7 @@ class Rank:
         other.layout, other.stage = self.layout, stage
         other.replica, other.tensor_rank = self.replica, self.tensor_rank
         other._own, other._joint, other._experts = self._own, self._joint, self._experts
+        other._groups = self._groups
         return other
 
     @property
@@ -415,7 +426,7 @@ class Rank:
         """Return how the items of a group are split, or its routed experts."""
         if routed:
             return self._experts
-        return self._joint if group in ENGINES[self.layout.engine].joint else self._own
+        return self._joint if group in self._groups else self._own
 
     def is_joint(self, group: str, *, routed: bool) -> bool:
         """Whether the ranks of all replicas compute the items together, for all their requests."""

@@ -57,7 +57,7 @@ from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
-from llmcalc.spec.axes import Axes, Axis, factors
+from llmcalc.spec.axes import WHOLE, Axes, Axis, factors
 from llmcalc.spec.items import Cache, CacheRole
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.model import ModelSpec
@@ -291,21 +291,12 @@ def chosen_ranks(
 
 
 def _check_blocks(
-    tensor: StoredTensor,
-    format: Format,
-    rows: tuple[Factor, ...],
-    columns: tuple[Factor, ...],
-    rank: Rank,
+    tensor: StoredTensor, format: Format, rows: int, columns: int, rank: Rank
 ) -> None:
     """Refuse, as engines do, a share that cuts through the blocks that have one scale."""
-    # Experts are matrices of their own, which stand first among the rows' factors.
-    apart = int(tensor.active is not None and len(tensor.rows) == 1)
-    for whole, own, name in (
-        (tensor.row_factors[apart:], rows[apart:], "rows"),
-        (tensor.column_factors, columns, "columns"),
-    ):
-        held = prod([size for size, _ in own])
-        if held == prod([size for size, _ in whole]):
+    _, height, width = tensor.extents(WHOLE)
+    for whole, held, name in ((height, rows, "rows"), (width, columns, "columns")):
+        if held == whole:
             continue
         for extra in format.extras:
             block = extra.rows if name == "rows" else extra.columns
@@ -324,67 +315,67 @@ class Weights:
 
     def __init__(self, spec: ModelSpec, storage: Scheme, rank: Rank) -> None:
         self._spec, self._storage = spec, storage
-        #: What is stored of each tensor: paths, and factors without those that count its layers.
-        self._kept: list[tuple[StoredTensor, list[tuple[tuple[str, ...], tuple[Factor, ...]]]]] = []
-        #: Tensors whose format depends on the layer, with rows and columns.
-        self._varied: dict[tuple[str, ...], tuple[StoredTensor, Any, Any]] = {}
+        #: Each tensor and its format; `None` where that depends on the layer.
+        self._kept: list[tuple[StoredTensor, Format | None]] = []
+        #: Tensors whose format depends on the layer, with one layer's bytes in each format.
+        self._varied: list[tuple[StoredTensor, dict[str, int]]] = []
         #: Bytes of one layer by label, and of what is stored once by the places that use it.
         self._counted: dict[tuple[Place, ...], int] = {}
         self._once: dict[tuple[Place, ...], int] = {}
         uniform, engine = storage.uniform, rank.layout.engine
         for tensor in spec.ledger.tensors:
-            rows, columns = tensor.share(rank.split(tensor))
-            times, format = tensor.times, uniform
+            split, format = rank.split(tensor), uniform
             if format is None:
                 kinds = storage.formats_of(tensor)
-                if times and len(kinds) > 1:
-                    self._varied[tensor.path] = tensor, rows, columns
-                    self._kept.append((tensor, []))
+                if tensor.times and len(kinds) > 1:
+                    matrices, rows, columns = tensor.extents(split)
+                    each = {
+                        kind.name: kind.bytes(rows=rows, columns=columns, matrices=matrices)
+                        for kind, _ in kinds
+                    }
+                    self._varied.append((tensor, each))
+                    self._kept.append((tensor, None))
                     continue
                 format = kinds[0][0]
-            if format.is_plain:
-                stored = [(tensor.path, rows + format.row_factors(columns))]
-            else:
-                if engine is not None:
-                    _check_blocks(tensor, format, rows, columns, rank)
-                length = len(times)
-                stored = [
-                    (path, found[:-length] if length else found)
-                    for path, found in storage.stored(tensor, rows, columns)
-                ]
-            total = 0
-            for _, one in stored:
-                product = 1
-                for factor, _ in one:
-                    product *= factor
-                total += product
-            self._kept.append((tensor, stored))
-            sums = self._counted if times else self._once
+            matrices, rows, columns = tensor.extents(split)
+            if engine is not None and not format.is_plain:
+                _check_blocks(tensor, format, rows, columns, rank)
+            self._kept.append((tensor, format))
+            sums = self._counted if tensor.times else self._once
+            total = format.bytes(rows=rows, columns=columns, matrices=matrices)
             sums[tensor.places] = sums.get(tensor.places, 0) + total
 
     def total(self, stage: Stage) -> int:
         """Return the bytes of the weights on a stage."""
         total = sum([stage.count(places[0]) * each for places, each in self._counted.items()])
         total += sum([each for places, each in self._once.items() if stage.uses(places)])
-        for tensor, rows, columns in self._varied.values():
-            for _, found in self._storage.stored(tensor, rows, columns, stage.numbers_of(tensor)):
-                total += prod([factor for factor, _ in found])
+        for tensor, each_kind in self._varied:
+            for kind, layers in self._storage.formats_of(tensor, stage.numbers_of(tensor)):
+                total += (
+                    layers * prod([more for more, _ in tensor.times[1:]]) * each_kind[kind.name]
+                )
         return total
 
     def breakdown(self, rank: Rank) -> Breakdown[Bytes]:
         """Return the weights on a rank, which differs from the first one in its stage at most."""
         stage, terms = rank.stage, []
-        for tensor, stored in self._kept:
+        for tensor, format in self._kept:
             times = stage.times(tensor.places, tensor.times)
             if times is None:
                 continue
-            if stored:
-                terms += [Term(path, one + times) for path, one in stored]
-            else:
-                _, rows, columns = self._varied[tensor.path]
-                numbers = stage.numbers_of(tensor)
-                found = self._storage.stored(tensor, rows, columns, numbers)
+            rows, columns = tensor.share(rank.split(tensor))
+            if format is None:
+                found = self._storage.stored(tensor, rows, columns, stage.numbers_of(tensor))
                 terms += [Term(path, factors) for path, factors in found]
+                continue
+            if format.is_plain:
+                terms.append(Term(tensor.path, rows + format.row_factors(columns) + times))
+                continue
+            *group, name = tensor.path
+            terms += [
+                Term((*group, name + suffix), factors + times)
+                for suffix, factors in format.terms(rows, columns, matrices=tensor.stacked)
+            ]
         title = f"Weights of {self._spec.name} in {self._storage.name}{rank.title}"
         return Breakdown(Bytes, title, terms)
 
@@ -619,7 +610,6 @@ class Fit(Described):
     """
 
     device_memory: int
-    weight_bytes: Breakdown[Bytes]
     cache_bytes: Breakdown[Bytes]
     batch: int
     context: int
@@ -627,9 +617,19 @@ class Fit(Described):
     rank: int = 0
     #: Weights and one request's cache on the first rank of each stage, where there are several.
     stages: tuple[tuple[int, int], ...] = attrs.field(default=(), repr=False)
+    _held: Weights = attrs.field(repr=False, eq=False)
+    _tightest: Rank = attrs.field(repr=False, eq=False)
+
+    def _values(self) -> tuple[Any, ...]:
+        return (*super()._values(), self.weight_bytes)
 
     def __bool__(self) -> bool:
         return self.fits
+
+    @cached_property
+    def weight_bytes(self) -> Breakdown[Bytes]:
+        """The weights on the device."""
+        return self._held.breakdown(self._tightest)
 
     @cached_property
     def needed_bytes(self) -> int:
@@ -670,7 +670,7 @@ class Fit(Described):
 
     @cached_property
     def _weights(self) -> int:
-        return self.weight_bytes.total
+        return self._held.total(self._tightest.stage)
 
     @cached_property
     def _request(self) -> int:
@@ -764,7 +764,8 @@ def fit(
         rank = ranks[needed.index(max(needed))]
     return Fit(
         device_memory=whole_number(device_memory, "device_memory"),
-        weight_bytes=held.breakdown(rank),
+        held=held,
+        tightest=rank,
         cache_bytes=_held_bytes(pieces, 1, (rank,)),
         batch=number,
         context=tokens,

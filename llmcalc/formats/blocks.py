@@ -105,12 +105,14 @@ class Format(Described):
         """Return the bytes of `matrices` matrices of `rows` rows of `columns` elements each."""
         if self.is_plain:
             return matrices * rows * -(-columns // self.block_elements) * self.block_bytes
-        return sum(
-            prod(size for size, _ in factors)
-            for _, factors in self.terms(
-                ((matrices, "matrices"), (rows, "rows")), ((columns, "columns"),)
-            )
-        )
+        down, across = self.pad
+        rows, columns = -(-rows // down) * down, -(-columns // across) * across
+        if self.flat:
+            rows, columns = 1, rows * columns
+        each = rows * -(-columns // self.block_elements) * self.block_bytes
+        for extra in self.extras:
+            each += extra.count(rows=rows, columns=columns) * extra.bytes
+        return matrices * each
 
     def terms(
         self, rows: tuple[Factor, ...], columns: tuple[Factor, ...], *, matrices: int = 1

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -68,8 +68,6 @@ class Scheme(Described):
 
         `rows` and `columns` are the factors of its shape, or of a rank's share of it.
         """
-        # Experts are matrices of their own, which stand first among the rows' factors.
-        matrices = int(tensor.active is not None and len(tensor.rows) == 1)
         kinds = self.formats_of(tensor, layers)
         # A part of the layers is called what it is called among all of them.
         single = len(kinds) == 1 and (layers is None or len(self.formats_of(tensor)) == 1)
@@ -80,7 +78,7 @@ class Scheme(Described):
             if format.is_plain:
                 yield (*group, title), rows + format.row_factors(columns) + times
                 continue
-            for suffix, factors in format.terms(rows, columns, matrices=matrices):
+            for suffix, factors in format.terms(rows, columns, matrices=tensor.stacked):
                 yield (*group, title + suffix), factors + times
 
     def format_of(self, tensor: StoredTensor, layer: int | None = None) -> Format:
@@ -176,6 +174,10 @@ class Coverage(Scheme):
     _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
         init=False, eq=False, repr=False, factory=dict
     )
+    #: The format of a tensor in each layer, as far as it was asked for.
+    _layered: dict[tuple[str, ...], dict[int, Format]] = attrs.field(
+        init=False, eq=False, repr=False, factory=dict
+    )
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "_ignored", Patterns(self.ignore, "ignore"))
@@ -214,11 +216,11 @@ class Coverage(Scheme):
                 raise InvalidValueError(
                     "layers", self.layers, "must give the numbers of the layers of each label"
                 )
-        counts: dict[str, tuple[Format, int]] = {}
+        chosen = self._layered.setdefault(tensor.path, {})
         for layer in layers:
-            format = self._choose(module_names(tensor, layer))
-            counts[format.name] = format, counts.get(format.name, (format, 0))[1] + 1
-        return tuple(counts.values())
+            if layer not in chosen:
+                chosen[layer] = self._choose(module_names(tensor, layer))
+        return counted(chosen[layer] for layer in layers)
 
     @property
     def _by_layer(self) -> bool:
@@ -233,6 +235,14 @@ class Coverage(Scheme):
             if patterns is None or patterns.match(modules):
                 return rule.format
         return self.wide
+
+
+def counted(formats: Iterable[Format]) -> tuple[tuple[Format, int], ...]:
+    """Return the formats, each once, and how often each was given."""
+    counts: dict[str, list[Format]] = {}
+    for format in formats:
+        counts.setdefault(format.name, []).append(format)
+    return tuple((several[0], len(several)) for several in counts.values())
 
 
 def _is_router(tensor: StoredTensor) -> bool:

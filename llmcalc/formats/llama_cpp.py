@@ -21,7 +21,7 @@ from typing import Final
 import attrs
 
 from llmcalc.formats.blocks import Format, get
-from llmcalc.formats.coverage import Scheme, layer_numbers
+from llmcalc.formats.coverage import Scheme, counted, layer_numbers
 from llmcalc.formats.modules import is_matrix
 from llmcalc.spec.ledger import StoredTensor
 from llmcalc.spec.model import ModelSpec
@@ -244,6 +244,10 @@ class _Mix(Scheme):
     _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
         init=False, eq=False, repr=False, factory=dict
     )
+    #: The format of a tensor in each layer, as far as it was asked for.
+    _layered: dict[tuple[str, ...], dict[int, Format]] = attrs.field(
+        init=False, eq=False, repr=False, factory=dict
+    )
 
     def formats_of(
         self, tensor: StoredTensor, layers: Collection[int] | None = None
@@ -272,12 +276,12 @@ class _Mix(Scheme):
         fixed = self.name == "MXFP4_MOE" or self.facts.default in _FLOATS
         if role is None or fixed or not tensor.times:
             return ((self._fitting(tensor, self._other(tensor)), number),)
-        counts: dict[str, int] = {}
+        chosen = self._layered.setdefault(tensor.path, {})
         for layer in layers:
-            place = self.ordinals.get(layer, layer) if role is _value else layer
-            chosen = role(self.facts, place)
-            counts[chosen] = counts.get(chosen, 0) + 1
-        return tuple((self._fitting(tensor, chosen), count) for chosen, count in counts.items())
+            if layer not in chosen:
+                place = self.ordinals.get(layer, layer) if role is _value else layer
+                chosen[layer] = self._fitting(tensor, role(self.facts, place))
+        return counted(chosen[layer] for layer in layers)
 
     def _other(self, tensor: StoredTensor) -> str:
         if self.name == "MXFP4_MOE":

@@ -98,6 +98,22 @@ def factors(pieces: tuple[Axes, ...], split: Split = WHOLE) -> tuple[Factor, ...
     return ((total, " + ".join("*".join(name for _, name in part) for part in parts)),)
 
 
+def extent(pieces: tuple[Axes, ...], split: Split = WHOLE) -> int:
+    """Return how many entries of a dimension the rank holds: the product of `factors`.
+
+    >>> from llmcalc.spec.axes import Axis, Split, extent
+    >>> extent(((Axis("query_heads", 8), Axis("head_dim", 64)),), Split(ranks=2))
+    256
+    """
+    total = 0
+    for piece in pieces:
+        product = 1
+        for axis in piece:
+            product *= axis.size if split is WHOLE else _held(axis, split)
+        total += product
+    return total
+
+
 def is_divided(pieces: tuple[Axes, ...]) -> bool:
     """Whether a rank may hold less of a dimension than all of it."""
     return any(axis.name in _DIVIDED for piece in pieces for axis in piece)

@@ -14,7 +14,7 @@ import attrs
 
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
-from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, factors, is_divided
+from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors, is_divided
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 
 __all__ = ["Entry", "Ledger", "Place", "StoredTensor"]
@@ -79,12 +79,25 @@ class StoredTensor(Described):
     places: tuple[Place, ...] = ()
     row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
     column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
+    #: How many factors of the rows count matrices that stand one by one: those of experts.
+    stacked: int = attrs.field(init=False, eq=False, repr=False)
+    #: Whether it is a weight of several experts, which expert parallelism deals out.
+    routed: bool = attrs.field(init=False, eq=False, repr=False)
     _divided: tuple[bool, bool] = attrs.field(init=False, eq=False, repr=False)
+    _extents: tuple[int, int, int] = attrs.field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "row_factors", factors(self.rows))
-        object.__setattr__(self, "column_factors", factors(self.columns))
-        object.__setattr__(self, "_divided", (is_divided(self.rows), is_divided(self.columns)))
+        routed = self.active is not None and self.path[0] != "attention"
+        stacked = int(self.active is not None and len(self.rows) == 1)
+        for name, value in (
+            ("row_factors", factors(self.rows)),
+            ("column_factors", factors(self.columns)),
+            ("stacked", stacked),
+            ("routed", routed),
+            ("_divided", (is_divided(self.rows), is_divided(self.columns))),
+        ):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "_extents", self._measure(WHOLE))
 
     @property
     def active_factors(self) -> tuple[Factor, ...]:
@@ -97,11 +110,6 @@ class StoredTensor(Described):
         )
         return factors(pieces)
 
-    @property
-    def routed(self) -> bool:
-        """Whether it is a weight of several experts, which expert parallelism deals out."""
-        return self.active is not None and self.path[0] != "attention"
-
     def share(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
         """Return the factors of the rows and of the columns that one rank holds."""
         if split is WHOLE:
@@ -111,6 +119,22 @@ class StoredTensor(Described):
             factors(self.rows, split) if rows else self.row_factors,
             factors(self.columns, split) if columns else self.column_factors,
         )
+
+    def extents(self, split: Split) -> tuple[int, int, int]:
+        """Return how many matrices one rank holds, and the rows and columns of each."""
+        if split is WHOLE or self._divided == (False, False):
+            return self._extents
+        return self._measure(split)
+
+    def _measure(self, split: Split) -> tuple[int, int, int]:
+        if self.stacked:
+            experts, *rest = self.rows[0]
+            return (
+                extent(((experts,),), split),
+                extent((tuple(rest),), split),
+                extent(self.columns, split),
+            )
+        return 1, extent(self.rows, split), extent(self.columns, split)
 
 
 #: The rows of a vector: one piece, the empty product.

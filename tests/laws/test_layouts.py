@@ -170,6 +170,26 @@ def test_the_ranks_have_the_items_of_the_whole_in_any_format(
         assert copied or path[:2] in shared or total[path] == value, path
 
 
+@given(placed(), st.one_of(WEIGHTS, st.sampled_from(["IQ2_M", "IQ4_NL"])), st.integers(0, 40))
+def test_a_fit_counts_what_its_working_shows(
+    case: tuple[ModelSpec, Layout], weights: str, batch: int
+) -> None:
+    spec, layout = case
+    if not allowed(spec, layout, weights):
+        return
+    answer = memory.fit(
+        spec, device_memory=GiB, context=100, batch=batch, weights=weights, kv="bf16", layout=layout
+    )
+    shown = answer.weight_bytes.total + answer.requests * answer.cache_bytes.total
+    assert answer.needed_bytes == shown
+    held = memory.weight_bytes(spec, weights=weights, layout=layout, rank=answer.rank)
+    assert answer.weight_bytes == held
+    again = memory.fit(
+        spec, device_memory=GiB, context=100, batch=batch, weights=weights, kv="bf16", layout=layout
+    )
+    assert answer == again
+
+
 @given(placed(engines=False), st.integers(0, 5000), st.integers(0, 40))
 def test_the_ranks_caches_sum_to_the_whole_and_its_copies_item_by_item(
     case: tuple[ModelSpec, Layout], context: int, batch: int
