@@ -340,6 +340,8 @@ def _compressed_format(
             extras=tuple(Extra(scale, 4, rows=None, columns=None) for scale in both),
             number_format="fp4",
         )
+    if kind == "float" and packing == "mxfp8-quantized":
+        return get("mxfp8")
     symmetric = _flag(weights, "symmetric", default=True)
     if packing == "pack-quantized":
         shape = Extra("shape", 2 * 8, rows=None, columns=None)

@@ -236,6 +236,28 @@ CONFIGS: list[tuple[dict[str, Any], int]] = [
         ELEMENTS // 2 + ELEMENTS // 128 * 2 + 16 * MATRICES,
     ),
     (
+        # A scale of one byte for 32 values, as compressed-tensors 0.15 writes it.
+        {
+            "quant_method": "compressed-tensors",
+            "format": "mxfp8-quantized",
+            "config_groups": {
+                "group_0": {
+                    **LINEAR,
+                    "weights": {
+                        "num_bits": 8,
+                        "type": "float",
+                        "strategy": "group",
+                        "group_size": 32,
+                        "symmetric": True,
+                        "scale_dtype": "torch.uint8",
+                    },
+                }
+            },
+            "ignore": ["lm_head"],
+        },
+        ELEMENTS + ELEMENTS // 32,
+    ),  # fmt: skip
+    (
         {
             "quant_method": "modelopt",
             "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]},
