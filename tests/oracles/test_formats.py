@@ -256,7 +256,7 @@ CONFIGS: list[tuple[dict[str, Any], int]] = [
             "ignore": ["lm_head"],
         },
         ELEMENTS + ELEMENTS // 32,
-    ),  # fmt: skip
+    ),
     (
         {
             "quant_method": "modelopt",
