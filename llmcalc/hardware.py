@@ -299,10 +299,14 @@ class UnknownDeviceError(UnknownNameError):
     def __init__(self, field: str, value: str, known: tuple[str, ...]) -> None:
         from difflib import get_close_matches
 
-        key = _key(value[:200])
         keys = {_key(name): name for name in known}
-        fitting = [name for other, name in keys.items() if key and other.startswith(key)]
-        near = [keys[close] for close in get_close_matches(key, keys, n=5)]
+        # A remark in brackets tells people more than it tells names apart.
+        for text in (value[:200], value[:200].partition("(")[0]):
+            key = _key(text)
+            fitting = [name for other, name in keys.items() if key and other.startswith(key)]
+            near = [keys[close] for close in get_close_matches(key, keys, n=5)]
+            if fitting or near:
+                break
         self.field = field
         self.value = value
         self.known = tuple(sorted(known))

@@ -240,6 +240,9 @@ def test_what_torch_calls_a_device_is_understood(reported: str, name: str) -> No
 @pytest.mark.parametrize(
     ("given_name", "suggested"),
     [
+        ("B200 SXM (HGX/DGX)", {"B200-SXM-180GB"}),
+        ("Apple M1 Max (32-core GPU)", {"Apple-M1-Max-64GB"}),
+        ("H100 (any)", {"H100-SXM-80GB", "H100-PCIe-80GB", "H100-NVL-94GB"}),
         ("H100", {"H100-SXM-80GB", "H100-PCIe-80GB", "H100-NVL-94GB"}),
         ("a100 sxm", {"A100-SXM-40GB", "A100-SXM-80GB"}),
         ("RTX 4060", {"RTX-4090"}),
