@@ -43,6 +43,7 @@ INTERNAL = (
     "llmcalc.eager",
     "llmcalc.huggingface.",
     "llmcalc.lazy",
+    "llmcalc.plots.style",
     "llmcalc.roofline.programs",
     "llmcalc.roofline.shares",
 )

@@ -850,7 +850,8 @@ def needed_bytes(
         requests = ranks[0].requests(batch)
         return [own + requests * one for own, one in zip(totals, held, strict=True)]
 
-    most, *others = evaluate(fold, max, context=context, batch=batch)
+    stages: list[Any] = evaluate(fold, max, context=context, batch=batch)
+    most, *others = stages
     for needed in others:
         most = larger(most, needed)
     return cast("int | IntArray", most)
@@ -866,11 +867,12 @@ def usable_bytes(device_memory: Int, *, share: float = 1.0, reserved_bytes: Int 
     >>> memory.usable_bytes(80 * GiB, share=0.9, reserved_bytes=2 * GiB) / GiB
     70.0
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise InvalidValueError("share", share, "must be a number above 0 and at most 1")
+    part: object = share
+    if isinstance(part, bool) or not isinstance(part, int | float) or not 0 < part <= 1:
+        raise InvalidValueError("share", part, "must be a number above 0 and at most 1")
     reserved = whole_number(reserved_bytes, "reserved_bytes")
     size = whole_number(device_memory, "device_memory")
-    return max(0, int(size * Fraction(repr(float(share)))) - reserved)
+    return max(0, int(size * Fraction(repr(float(part)))) - reserved)
 
 
 @overload

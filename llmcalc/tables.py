@@ -54,7 +54,8 @@ class Column:
             return self.values
         import numpy as np
 
-        return np.asarray(self.texts, dtype=np.str_)[self.values]
+        texts: NDArray[Any] = np.asarray(self.texts, dtype=np.str_)[self.values]
+        return texts
 
     @property
     def title(self) -> str:
@@ -140,7 +141,7 @@ class Table:
     | T4 | 0.02 |
     """
 
-    columns: tuple[Column, ...] = attrs.field(converter=tuple)
+    columns: tuple[Column, ...]
     notes: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:

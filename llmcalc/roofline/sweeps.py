@@ -91,8 +91,10 @@ class Sweep(Table):
 
     `refused` is a table of the combinations that have no rows, with the `reason` for each: the
     model does not allow the layout, the device has no peak for the format, or no known link.
+    `model` is the name of the model.
     """
 
+    model: str = ""
     refused: Table = attrs.field(factory=lambda: Table(()))
 
     def _remarks(self) -> Iterable[str]:
@@ -130,7 +132,9 @@ class _Sweeper:
     ) -> None:
         self.spec, self.time, self.options = spec, choice(time, "time", TIMES), options
         self.share, self.reserved_bytes = share, reserved_bytes
-        self.caches = {name: options[name] for name in ("state", "index") if name in options}
+        self.caches: dict[str, Any] = {
+            name: options[name] for name in ("state", "index") if name in options
+        }
         if "mixed_with" in options:
             rule = "is not for sweeps, whose steps have requests of one kind: see step_time"
             raise InvalidValueError("mixed_with", options["mixed_with"], rule)
@@ -273,6 +277,7 @@ class _Sweeper:
         return Sweep(
             tuple(columns),
             tuple(notes),
+            model=self.spec.name,
             refused=Table(
                 tuple(
                     labels(name, [row[number] for row in refused])

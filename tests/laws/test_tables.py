@@ -24,6 +24,7 @@ ROWS = st.lists(
 
 
 def table_of(rows: list[tuple[str, int, float]], **options: Any) -> Table:
+    texts: Any
     texts, integers, floats = ([row[at] for row in rows] for at in range(3))
     columns = (
         labels("label", texts),
