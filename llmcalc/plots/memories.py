@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
+    from llmcalc.memory import StateFormat
     from llmcalc.spec.model import ModelSpec
 
 __all__ = ["memory_stack"]
@@ -47,7 +48,7 @@ def memory_stack(
     batch: Int = 1,
     weights: str | Format | Scheme,
     kv: str | Format,
-    state: str | Format = "fp32",
+    state: StateFormat = "fp32",
     index: str | Format | None = None,
     tensor_parallel: Int = 1,
     layout: Layout | None = None,
