@@ -1,6 +1,8 @@
 """The command line: ``python -m llmcalc``, thin over the library.
 
 * ``fit``: parameters, weights, KV cache and the largest batch, with the working.
+* ``step``: the least time of a step on a device, item by item; ``--plot`` draws it.
+* ``sweep``: steps for several devices, layouts, formats and workloads.
 * ``intensity``: FLOPs, bytes and arithmetic intensity of attention; ``--plot`` draws them.
 * ``decoder init``: write random weights of a small decoder.
 * ``decoder evaluate``: its logits against the expected ones of test cases.
@@ -269,6 +271,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None, parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_fit(commands)
+    _add_step(commands)
+    _add_sweep(commands)
     _add_intensity(commands)
     group = commands.add_parser(
         "decoder",
@@ -327,17 +331,7 @@ def _add_fit(commands: Any) -> None:
         "what a model needs, and how many requests fit on a device",
         "Without a model, Llama-3-8B on 80 GiB.",
     )
-    model = parser.add_argument_group("model", "a config.json, or sizes")
-    model.add_argument("--config", metavar="MODEL", help="config.json, or the folder that holds it")
-    _sizes(model, _MODEL_SIZES)
-    model.add_argument(
-        "--head-dim", type=_integer, metavar="N", help="default: embed-dim / num-query-heads"
-    )
-    model.add_argument(
-        "--assignment",
-        action="store_true",
-        help="count parameters as the course assignment does, not exactly",
-    )
+    _add_model(parser)
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
         "--memory",
@@ -355,6 +349,20 @@ def _add_fit(commands: Any) -> None:
     _several(parser, "--tp", [1], "tensor-parallel degrees")
     _several(parser, "--context", [1024, 2048, 4096], "tokens of each request")
     parser.add_argument("--explain", action="store_true", help="show the working of weights, too")
+
+
+def _add_model(parser: Any) -> None:
+    model = parser.add_argument_group("model", "a config.json, or sizes; by default Llama-3-8B")
+    model.add_argument("--config", metavar="MODEL", help="config.json, or the folder that holds it")
+    _sizes(model, _MODEL_SIZES)
+    model.add_argument(
+        "--head-dim", type=_integer, metavar="N", help="default: embed-dim / num-query-heads"
+    )
+    model.add_argument(
+        "--assignment",
+        action="store_true",
+        help="count parameters as the course assignment does, not exactly",
+    )
 
 
 def _model(arguments: argparse.Namespace) -> ModelSpec:
@@ -517,6 +525,168 @@ def _gib(size: int) -> str:
     """Return bytes in GiB to three decimals, and small ones to three digits."""
     value = size / units.GiB
     return f"{value:.3f}" if value >= 0.1 or not size else f"{value:.3g}"
+
+
+# ---- step and sweep ----------------------------------------------------------------------------
+
+#: What ``sweep`` prints of its table.
+_SHOWN: Final = (
+    *("device", "layout", "weights", "kv", "batch", "new", "past"),
+    *("seconds", "bound_seconds", "bound", "tokens_per_second", "needed_bytes", "fits"),
+)
+
+_DEVICE: Final = "H100-SXM-80GB"
+
+
+def _add_step(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "step",
+        _step,
+        "the least time of a step on a device, item by item",
+        "By default a decode step of one request with a context of 4096.",
+    )
+    _add_model(parser)
+    parser.add_argument("--device", default=_DEVICE, metavar="NAME", help=f"default: {_DEVICE}")
+    for option, default, text in (
+        ("--batch", 1, "requests"),
+        ("--new", 1, "new tokens of each request"),
+        ("--past", 4095, "tokens of each request before these; 0 for a prefill"),
+        ("--tp", 1, "tensor-parallel degree"),
+    ):
+        parser.add_argument(
+            option, type=_integer, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    for option, text in (("--weights", "weights"), ("--kv", "keys and values")):
+        parser.add_argument(
+            option, default="bf16", metavar="FORMAT", help=f"format of {text} (default: bf16)"
+        )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw roofline and times")
+
+
+def _step(arguments: argparse.Namespace) -> int:
+    from llmcalc.roofline import step_time
+
+    spec = _model(arguments)
+    step = step_time(
+        spec,
+        arguments.device,
+        batch=arguments.batch,
+        new=arguments.new,
+        past=arguments.past,
+        weights=arguments.weights,
+        kv=arguments.kv,
+        tensor_parallel=arguments.tp,
+    )
+    if arguments.plot is not None:
+        from llmcalc import plots
+
+        figure = _figure(arguments.plot, (14.0, 5.2))
+        left, right = figure.subplots(1, 2)
+        plots.roofline(step, ax=left)
+        plots.time_breakdown(step, ax=right)
+        _save(figure, arguments.plot)
+    if arguments.json:
+        _write_json(
+            {
+                "model": spec.name,
+                "device": step.device.name,
+                **{name: getattr(arguments, name) for name in ("batch", "new", "past")},
+                "weights": arguments.weights,
+                "kv": arguments.kv,
+                "tensor_parallel": arguments.tp,
+                "flops": step.flops.total,
+                "bytes": step.bytes.total,
+                **{
+                    name: getattr(step, name)
+                    for name in (
+                        *("seconds", "bound_seconds", "bound", "compute_seconds"),
+                        *("memory_seconds", "communication_seconds", "intensity", "ridge_point"),
+                    )
+                },
+                "items": [
+                    {
+                        "path": [name for name in item.path if name],
+                        "flops": item.flops,
+                        "bytes": item.bytes,
+                        "seconds": item.seconds,
+                        "bound": item.bound,
+                    }
+                    for item in step.items
+                ],
+                "notes": list(spec.notes),
+            }
+        )
+        return 0
+    remarks = _remarks(spec, [arguments.past + arguments.new])
+    _write("\n".join([step.explain(), *remarks]).rstrip())
+    return 0
+
+
+def _add_sweep(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "sweep",
+        _sweep,
+        "steps for several devices, layouts, formats and workloads, as a table",
+        "Every device is combined with every degree, format and workload.",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "--device",
+        nargs="+",
+        default=[_DEVICE],
+        metavar="NAME",
+        help=f"devices (default: {_DEVICE})",
+    )
+    _several(parser, "--tp", [1], "tensor-parallel degrees")
+    for option, text in (("--weights", "weights"), ("--kv", "keys and values")):
+        parser.add_argument(
+            option,
+            nargs="+",
+            default=["bf16"],
+            metavar="FORMAT",
+            help=f"formats of {text} (default: bf16)",
+        )
+    _several(parser, "--batch", [1, 8, 32, 128], "requests")
+    _several(parser, "--new", [1], "new tokens of each request")
+    _several(parser, "--past", [4095], "tokens of each request before these")
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from llmcalc.roofline import sweep
+
+    spec = _model(arguments)
+    table = sweep(
+        spec,
+        devices=arguments.device,
+        tensor_parallel=arguments.tp,
+        weights=arguments.weights,
+        kv=arguments.kv,
+        batch=np.array(arguments.batch)[:, None, None],
+        new=np.array(arguments.new)[:, None],
+        past=np.array(arguments.past),
+    )
+    refused = list(table.refused)
+    if arguments.json:
+        _write_json(
+            {
+                "model": spec.name,
+                "units": table.units,
+                "rows": list(table),
+                "refused": refused,
+                "notes": [*spec.notes, *table.notes],
+            }
+        )
+        return 0
+    headers, *rows = table.select(*_SHOWN).texts()
+    lines = [spec.name, "", _table(headers, rows)]
+    notes = [f"note: {note}" for note in (*spec.notes, *table.notes)]
+    notes += [f"refused: {', '.join(row.values())}" for row in refused]
+    _write("\n".join([*lines, *([""] if notes else []), *notes]))
+    return 0
 
 
 # ---- intensity ---------------------------------------------------------------------------------

@@ -316,14 +316,24 @@ class Table:
         Bytes from 1 MiB on are in binary multiples, floats are rounded to four digits.
         """
         shown = self if limit is None else self.take(slice(limit))
-        cells = [[_cell(value, one.unit) for value in one.array.tolist()] for one in shown.columns]
         bars = ["---" if one.texts is not None else "---:" for one in self.columns]
-        lines = [_line(_title(one) for one in self.columns), _line(bars)]
-        lines += [_line(row) for row in zip(*cells, strict=True)]
+        titles, *rows = shown.texts()
+        lines = [_line(row) for row in (titles, bars, *rows)]
         remarks = [f"{len(self) - len(shown)} more"] if len(shown) < len(self) else []
         for remark in (*remarks, *self._remarks()):
             lines += ["", remark]
         return "\n".join(lines)
+
+    def texts(self) -> list[list[str]]:
+        """Return what is printed: the titles of the columns, then the cells of each row.
+
+        >>> from llmcalc.tables import Table, column
+        >>> Table((column("context", [32768], "tokens"), column("needed", [2**30], "B"))).texts()
+        [['context (tokens)', 'needed'], ['32 768', '1 GiB']]
+        """
+        cells = [[_cell(value, one.unit) for value in one.array.tolist()] for one in self.columns]
+        rows = [list(row) for row in zip(*cells, strict=True)]
+        return [[_title(one) for one in self.columns], *rows]
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
@@ -334,7 +344,7 @@ class Table:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return " | ".join(["", *(cell.replace("|", r"\|") for cell in cells), ""]).strip()
 
 
 def _title(one: Column) -> str:
@@ -354,4 +364,4 @@ def _cell(value: object, unit: str) -> str:
         return format_integer(value)
     if isinstance(value, float):
         return format_integer(round(value)) if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-    return str(value).replace("|", r"\|")
+    return str(value)

@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 import torch
 
-from llmcalc import ModelSpec, hardware, roofline
+from llmcalc import ModelSpec, hardware, load_model, roofline
 from llmcalc.__main__ import main
 from llmcalc.models.modes import TOLERANCE
 from llmcalc.models.tiny_decoder import TinyDecoder
@@ -787,3 +787,72 @@ def printing_to(output: IO[str]) -> subprocess.CompletedProcess[str]:
         check=False,
         timeout=120,
     )
+
+
+def test_step_is_the_librarys_item_by_item(capsys: Output, tmp_path: Path) -> None:
+    llama = ModelSpec.dense(
+        name="llama-3-8b",
+        num_layers=32,
+        num_query_heads=32,
+        num_kv_heads=8,
+        embed_dim=4096,
+        inner_dim=14336,
+        vocab_size=128256,
+    )
+    workload: dict[str, Any] = {"batch": 32, "new": 1, "past": 4095}
+    expected = roofline.step_time(
+        llama, "A100-SXM-80GB", **workload, weights="fp8", kv="bf16", tensor_parallel=2
+    )
+    argv = ("step", "--device", "a100 sxm 80gb", "--batch", "32", "--weights", "fp8", "--tp", "2")
+    found = answer(capsys, *argv)
+    for name in ("seconds", "bound_seconds", "bound", "communication_seconds", "intensity"):
+        assert found[name] == getattr(expected, name)
+    assert found["flops"] == expected.flops.total
+    assert found["bytes"] == expected.bytes.total
+    assert [item["seconds"] for item in found["items"]] == [i.seconds for i in expected.items]
+    assert text(capsys, *argv).rstrip() == expected.explain()
+    picture = tmp_path / "step.png"
+    text(capsys, *argv, "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_step_takes_a_config_and_says_what_it_was_not_made_for(
+    capsys: Output, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(TINYLLAMA))
+    printed = text(capsys, "step", "--config", str(config), "--past", "4096")
+    assert "the model was made for 2048 positions, not 4097" in printed
+    assert main(["step", "--device", "T4"]) == 2
+    assert "T4 has no peak for this format" in capsys.readouterr().err
+
+
+def test_sweep_has_a_row_for_each_combination_and_names_what_is_refused(capsys: Output) -> None:
+    argv = (
+        *("sweep", "--device", "H100-SXM-80GB", "T4", "--tp", "1", "3"),
+        *("--weights", "bf16", "fp8", "--batch", "1", "500", "--past", "4095", "9"),
+    )
+    found = answer(capsys, *argv)
+    assert len(found["rows"]) == 2 * 2 * 2
+    assert {row["device"] for row in found["rows"]} == {"H100-SXM-80GB"}
+    assert len(found["refused"]) == 6
+    assert found["units"]["seconds"] == "s"
+    [row] = [
+        row
+        for row in found["rows"]
+        if (row["weights"], row["batch"], row["past"]) == ("bf16", 500, 4095)
+    ]
+    assert row["fits"] is False
+    spec = load_model("llama-3-8b")
+    step = roofline.step_time(
+        spec, "H100-SXM-80GB", batch=500, new=1, past=4095, weights="bf16", kv="bf16"
+    )
+    assert math.isclose(row["seconds"], step.seconds, rel_tol=1e-12)
+    printed = text(capsys, *argv)
+    rows = cells(printed, "device")
+    assert len(rows) == 8
+    assert rows[0][0] == "H100-SXM-80GB"
+    assert printed.count("refused: ") == 6
+    assert "must divide query_heads (32)" in printed
+    assert main(["sweep", "--device", "H100"]) == 2
+    assert "devices = 'H100': could be" in capsys.readouterr().err

@@ -283,7 +283,7 @@ def main() -> None:
             for step in ("decode", "prefill")
         }
     points = {kind: statistics.median(times) for kind, times in ours.items() if times}
-    report = {
+    report: dict[str, Any] = {
         "device": DEVICES[arguments.device],
         "seconds of a point in a sweep": points,
         "seconds of an answer": theirs,
