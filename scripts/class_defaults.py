@@ -18,6 +18,9 @@ from typing import Any
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llmcalc.huggingface.registry import HEADLESS
+from llmcalc.huggingface.wrappers import LANGUAGE_MODELS
+
 TARGET = Path(__file__).parent.parent / "llmcalc" / "huggingface" / "defaults"
 
 
@@ -49,10 +52,17 @@ def class_fields(cls: Any) -> dict[str, object]:
 def defaults(model_type: str) -> dict[str, object]:
     """Return the fields of the class with their defaults, and its other spellings of fields."""
     cls = CONFIG_MAPPING[model_type]
+    fields = class_fields(cls)
+    if model_type in HEADLESS:
+        wrappers = [name for name, inner in LANGUAGE_MODELS.items() if inner == model_type]
+        for wrapper in wrappers:
+            whole = class_fields(CONFIG_MAPPING[wrapper])
+            if "tie_word_embeddings" in whole:
+                fields["tie_word_embeddings"] = whole["tie_word_embeddings"]
     return {
         "source": f"transformers {transformers.__version__}, {cls.__name__}",
         "aliases": dict(cls.attribute_map),
-        "fields": class_fields(cls),
+        "fields": dict(sorted(fields.items())),
     }
 
 

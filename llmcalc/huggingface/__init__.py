@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from llmcalc.errors import InvalidValueError, LlmcalcError, UnknownNameError
+from llmcalc.huggingface import wrappers
 from llmcalc.huggingface.config import Config, read_json
 from llmcalc.huggingface.registry import READERS, SAME_AS
 from llmcalc.spec.model import ModelSpec
@@ -75,10 +76,17 @@ def load_model(
     given = values.get("_name_or_path")
     title = name or place or (given if isinstance(given, str) and given else None)
     model_type = _model_type(values)
-    inner = values.get("text_config")
-    if model_type not in READERS and isinstance(inner, Mapping):
-        return _read_language_model(values, inner, title or model_type)
-    return _read(Config(values, model_type=_known(model_type)), title or model_type)
+    inner = None
+    if model_type not in READERS and model_type not in SAME_AS:
+        inner = wrappers.language_model(values, model_type, READERS | SAME_AS)
+    if inner is None:
+        return _read(Config(values, model_type=_known(model_type)), title or model_type)
+    known = _known(inner.model_type, f"{inner.path}.model_type" if inner.path else "model_type")
+    config = Config(inner.values, model_type=known, nested=bool(inner.path))
+    spec = _read(config, title or model_type)
+    remark = f"only {inner.path or 'the language model'} was read"
+    remark = f"{remark}: the other parts of {model_type} are left out"
+    return attrs.evolve(spec, notes=(remark, *spec.notes))
 
 
 def _values(
@@ -124,38 +132,21 @@ def _model_type(values: Mapping[str, Any]) -> str:
     return model_type
 
 
-def _known(model_type: str) -> str:
-    model_type = SAME_AS.get(model_type, model_type)
-    if model_type not in READERS:
-        raise UnknownNameError("model_type", model_type, supported())
-    return model_type
+def _known(model_type: str, field: str = "model_type") -> str:
+    read_as = SAME_AS.get(model_type, model_type)
+    if read_as not in READERS:
+        raise UnknownNameError(field, model_type, supported())
+    return read_as
 
 
 def _read(config: Config, title: str) -> ModelSpec:
     module, _, function = READERS[config.model_type].partition(".")
     reader = getattr(import_module(f"llmcalc.huggingface.{module}"), function)
-    spec: ModelSpec = reader(config, title)
+    try:
+        spec: ModelSpec = reader(config, title)
+    except InvalidValueError as error:
+        named = config.in_its_words(error)
+        if named is error:
+            raise
+        raise named from error
     return spec
-
-
-def _read_language_model(
-    values: Mapping[str, Any], inner: Mapping[str, Any], title: str
-) -> ModelSpec:
-    """Read the language model of a model that has other parts, too."""
-    model_type = _known(_model_type(inner))
-    # The wrapper states once what holds for all of its parts.
-    shared = {
-        field: values[field]
-        for field in (
-            "tie_word_embeddings",
-            "dtype",
-            "torch_dtype",
-            "quantization_config",
-            "compression_config",
-            "mtp_config",
-        )
-        if field in values
-    }
-    spec = _read(Config({**shared, **inner}, model_type=model_type, nested=True), title)
-    remark = f"only text_config was read: the other parts of {values['model_type']} are left out"
-    return attrs.evolve(spec, notes=(remark, *spec.notes))

@@ -329,6 +329,21 @@ class Config:
             ) from problem
         return QuantizedCheckpoint(wide=known, quantization=text)
 
+    def in_its_words(self, error: InvalidValueError) -> InvalidValueError:
+        """Return the error of a part as one of the fields that the part was made of."""
+        if error.field.partition(":")[0] in self._values or self.knows(error.field):
+            return error
+        sizes = {name: value for name, value in self._values.items() if type(value) is int}
+        same = [name for name, value in sizes.items() if value == error.value and value > 1]
+        if same:
+            return InvalidValueError(same[0], error.value, error.rule)
+        if not sizes or type(error.value) is not int or error.value < 2**32:
+            return error
+        # What follows from several fields breaks a rule because of the largest of them.
+        largest = max(sizes, key=lambda name: sizes[name])
+        rule = f"makes {error.field} {shown(error.value)}, which {error.rule}"
+        return InvalidValueError(largest, sizes[largest], rule)
+
     def was_read(self, name: str) -> bool:
         """Return whether a reader asked for the field, or passed over it."""
         return name in self._read
@@ -347,7 +362,8 @@ def read_json(path: str) -> Mapping[str, Any]:
         with open(path, "rb") as file:  # noqa: PTH123
             text = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as problem:
-        raise InvalidValueError("source", path, f"cannot be read: {problem}") from problem
+        reason = problem.strerror if isinstance(problem, OSError) else problem
+        raise InvalidValueError("source", path, f"cannot be read: {reason}") from problem
     if len(text) > LARGEST_FILE:
         raise InvalidValueError("source", path, f"is larger than {LARGEST_FILE} bytes")
     try:

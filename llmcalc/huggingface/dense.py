@@ -4,6 +4,7 @@ A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each i
 modelling source of transformers, which it names.
 
 * `llama`: Llama and all that `DIALECTS` describes by its differences from it.
+* `muse_glimmer`: Muse Glimmer, with gated attention and norms without parameters.
 
 GPT-2 and other models from before Llama are in `llmcalc.huggingface.classic`.
 """
@@ -25,7 +26,9 @@ from llmcalc.huggingface.reading import (
     each_once,
     feed_forward,
     head_dim,
+    num_predicted,
     pre_norm,
+    predicted,
     rms_norm,
     rotary,
     window_kinds,
@@ -35,10 +38,10 @@ from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec
 from llmcalc.spec.parallel import ParallelBlock
-from llmcalc.spec.parts import Norm
+from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["DIALECTS", "Dialect", "llama"]
+__all__ = ["DIALECTS", "Dialect", "llama", "muse_glimmer"]
 
 #: What one layer attends, and how it tells positions.
 Kind: TypeAlias = tuple[Span, Rotary | None]
@@ -149,7 +152,7 @@ def _qwen(config: Config) -> list[Kind]:
         raise InvalidValueError("max_window_layers", first, "must be an integer")
     kinds = window_kinds(config, lambda index: index >= first)
     positions = rotary(config)
-    if window is None or not config.flag("use_sliding_window"):
+    if window is None or not config.optional_flag("use_sliding_window"):
         return [(Full(), positions)] * len(kinds)
     spans: dict[str, Span] = {SLIDING: Window(window), FULL: Full()}
     return [(spans[kind], positions) for kind in kinds]
@@ -199,6 +202,18 @@ def _plain_rms_norm(config: Config) -> Norm:
     return attrs.evolve(rms_norm(config), elementwise=False)
 
 
+def _minicpm(config: Config) -> list[Kind]:
+    """Refuse the mixtures of experts that have the same model type."""
+    number = config.given("num_experts")
+    if number:
+        raise InvalidValueError("num_experts", number, "must be null: mixtures are not read")
+    return _uniform()(config)
+
+
+def _epsilon(field: str) -> Callable[[Config], Norm]:
+    return lambda config: rms_norm(config, field)
+
+
 class Dialect(NamedTuple):
     """How a model differs from a Llama; a string is the config's flag that decides.
 
@@ -208,7 +223,7 @@ class Dialect(NamedTuple):
     gives every layer's kind. With `result_is_embed` the heads must together be as wide as the
     model. ``head_dim`` is read with `own_head_dim`; where it is not given, the heads share the
     width, rounded down unless they `must_divide` it. ``num_key_value_heads`` is read with
-    `own_kv_heads`.
+    `own_kv_heads`. With `predicts` the model may have modules that predict further tokens.
     """
 
     bias: str | bool = "attention_bias"
@@ -233,6 +248,7 @@ class Dialect(NamedTuple):
     must_divide: bool = False
     own_kv_heads: bool = True
     result_is_embed: str | bool = False
+    predicts: bool = False
 
 
 _LAYER_NORM: Final = _layer_norm("layer_norm_eps")
@@ -254,6 +270,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "cohere_compass_text": Dialect(
         norm=_layer_norm("layer_norm_eps", bias=False), parallel=True, plan=_mixed(lambda _: False)
     ),
+    "cosmos3_edge_text": Dialect(gated=False, feed_forward_bias="mlp_bias"),
     "cwm": Dialect(
         must_divide=True,
         bias=False,
@@ -261,7 +278,15 @@ DIALECTS: Final[dict[str, Dialect]] = {
         plan=_mixed(lambda index: index % 4 != 0),
     ),
     "diffllama": Dialect(differential=True),
+    "emu3_text_model": Dialect(feed_forward_bias="mlp_bias"),
     "ernie4_5": Dialect(bias="use_bias", feed_forward_bias="use_bias"),
+    # modeling_exaone.py in LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct
+    "exaone": Dialect(
+        bias=False,
+        norm=_epsilon("layer_norm_epsilon"),
+        activation="activation_function",
+        must_divide=True,
+    ),
     "exaone4": Dialect(bias=False, norms="post", query_key_norm="head", plan=_exaone4),
     "gemma": Dialect(),
     "gemma2": Dialect(
@@ -286,6 +311,10 @@ DIALECTS: Final[dict[str, Dialect]] = {
         norms="sandwich",
         plan=_uniform(0.5),
     ),
+    "glm4v_text": Dialect(
+        bias=True, output_bias=False, norms="sandwich", plan=_uniform(1.0), own_head_dim=False
+    ),
+    "glm_ocr_text": Dialect(bias=False, norms="sandwich", plan=_uniform(1.0)),
     "gpt_neox": Dialect(
         feed_forward_bias=True,
         gated=False,
@@ -294,21 +323,32 @@ DIALECTS: Final[dict[str, Dialect]] = {
         parallel_norms="own",
         plan=_gpt_neox,
         own_head_dim=False,
+        must_divide=True,
         own_kv_heads=False,
     ),
     "granite": Dialect(feed_forward_bias="mlp_bias"),
+    "granite4_vision_text": Dialect(feed_forward_bias="mlp_bias"),
+    "granite_docling_text": Dialect(feed_forward_bias="mlp_bias"),
     "granite_swa": Dialect(
         feed_forward_bias="mlp_bias", sinks=True, plan=_mixed(lambda index: index % 4 != 0)
     ),
     "helium": Dialect(output_bias=False, feed_forward_bias="mlp_bias", result_is_embed=True),
     "hunyuan_v1_dense": Dialect(query_key_norm="head"),
+    "hunyuan_vl_text": Dialect(query_key_norm="head"),
     "hyperclovax": Dialect(
         must_divide=True, feed_forward_bias="mlp_bias", post_norms="use_post_norm"
     ),
+    # modeling_internlm.py in internlm/internlm-7b, modeling_internlm2.py in internlm/internlm2-7b
+    "internlm": Dialect(bias="bias", must_divide=True, own_kv_heads=False),
+    "internlm2": Dialect(bias="bias", must_divide=True),
     "internlm3": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
     "iquestcoder": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
     "jais2": Dialect(must_divide=True, gated=False, feed_forward_bias="mlp_bias", norm=_LAYER_NORM),
     "llama": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
+    # modeling_mimo.py in XiaomiMiMo/MiMo-7B-Base: its attention is Qwen2's
+    "mimo": Dialect(bias=True, output_bias=False, plan=_qwen, predicts=True),
+    # modeling_minicpm.py in openbmb/MiniCPM-2B-sft-bf16
+    "minicpm": Dialect(must_divide=True, plan=_minicpm),
     "ministral": Dialect(bias=False, plan=_ministral),
     "ministral3": Dialect(bias=False, plan=_windowed()),
     "mistral": Dialect(bias=False, plan=_windowed()),
@@ -324,6 +364,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "olmo3": Dialect(
         norms="post", query_key_norm="heads", plan=_mixed(lambda index: (index + 1) % 4 != 0)
     ),
+    "paddleocr_vl_text": Dialect(bias="use_bias", feed_forward_bias="use_bias"),
     "persimmon": Dialect(
         bias=True,
         feed_forward_bias=True,
@@ -333,6 +374,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
         query_key_norms="qk_layernorm",
         plan=_uniform(0.5),
         own_head_dim=False,
+        must_divide=True,
         own_kv_heads=False,
     ),
     "phi": Dialect(
@@ -349,7 +391,15 @@ DIALECTS: Final[dict[str, Dialect]] = {
     ),
     "phi3": Dialect(bias=False, plan=_windowed(1.0)),
     "qwen2": Dialect(bias=True, output_bias=False, plan=_qwen),
+    "qwen2_5_omni_text": Dialect(bias=True, output_bias=False, plan=_qwen),
+    "qwen2_5_vl_text": Dialect(
+        bias=True, output_bias=False, plan=_qwen, own_head_dim=False, must_divide=True
+    ),
+    "qwen2_vl_text": Dialect(
+        bias=True, output_bias=False, plan=_qwen, own_head_dim=False, must_divide=True
+    ),
     "qwen3": Dialect(query_key_norm="head", plan=_qwen),
+    "qwen3_vl_text": Dialect(query_key_norm="head"),
     "seed_oss": Dialect(output_bias="attention_out_bias", feed_forward_bias="mlp_bias"),
     "smollm3": Dialect(feed_forward_bias="mlp_bias", plan=_smollm3),
     "stablelm": Dialect(
@@ -362,6 +412,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
         query_key_norm_bias=False,
         plan=_uniform(0.25),
         own_head_dim=False,
+        must_divide=True,
     ),
     "starcoder2": Dialect(
         bias="use_bias",
@@ -381,7 +432,9 @@ def llama(config: Config, name: str) -> ModelSpec:
     dialect = DIALECTS[config.model_type]
 
     def has(option: str | bool) -> bool:
-        return config.optional_flag(option) if isinstance(option, str) else option
+        if not isinstance(option, str):
+            return option
+        return config.knows(option) and config.optional_flag(option)
 
     norm = dialect.norm(config)
     inner = feed_forward(
@@ -398,11 +451,11 @@ def llama(config: Config, name: str) -> ModelSpec:
         both = norm if dialect.query_key_norm_bias else attrs.evolve(norm, bias=False)
         options = {"query_norm": both, "key_norm": both, "norm_axes": dialect.query_key_norm}
     heads = config.required_size("num_attention_heads")
-    options["width"] = config.extra_size("head_dim") if dialect.own_head_dim else None
-    if options["width"] is None and not dialect.must_divide and dialect.own_head_dim:
-        options["width"] = config.required_size("hidden_size") // heads
-    elif options["width"] is None:
-        options["width"] = head_dim(config.required_size("hidden_size"), heads)
+    width = config.extra_size("head_dim") if dialect.own_head_dim else None
+    if width is None:
+        embed = config.required_size("hidden_size")
+        width = head_dim(embed, heads, rounded=not dialect.must_divide)
+    options["width"] = width
     if not dialect.own_kv_heads:
         options["num_kv_heads"] = heads
     if dialect.inner_norms:
@@ -436,12 +489,66 @@ def llama(config: Config, name: str) -> ModelSpec:
             blocks=tuple(Block(part=part, norm=before, post_norm=norm) for part in (mixer, inner))
         )
 
+    kinds = dialect.plan(config)
+    further = num_predicted(config) if dialect.predicts else 0
     return assemble(
         config,
         name,
-        each_once(dialect.plan(config), layer),
+        each_once(kinds, layer),
         final_norm=norm,
         head_bias=dialect.head_bias,
+        multi_token=predicted([layer(kinds[-1])] * further, norm) if further else (),
+    )
+
+
+def muse_glimmer(config: Config, name: str) -> ModelSpec:
+    """Read the language model of a Muse Glimmer: the last and every fourth before it are full.
+
+    Layers whose ``layer_rope_theta`` is zero have no positions
+    (``models/muse_glimmer/configuration_muse_glimmer.py``, ``modeling_muse_glimmer.py``).
+    """
+    norm, layers = rms_norm(config), config.num_layers()
+    plain = attrs.evolve(norm, elementwise=False)
+    after = rms_norm(config, "post_norm_eps")
+    usual = [index % 4 == (layers - 1) % 4 for index in range(layers)]
+    kinds = window_kinds(config, lambda index: not usual[index])
+    thetas: Any = config.get("layer_rope_theta")
+    if thetas is None:
+        thetas = [int(not full) for full in usual]
+    if (
+        not isinstance(thetas, list | tuple)
+        or len(thetas) != layers
+        or not all(type(theta) in {int, float} for theta in thetas)
+    ):
+        raise InvalidValueError("layer_rope_theta", thetas, f"must be {layers} numbers")
+    spans: dict[str, Span] = {FULL: Full(), SLIDING: window_span(config)}
+    width = config.size("head_dim")
+    bias = config.flag("attention_bias")
+    inner = feed_forward(config, activation_field="hidden_activation")
+
+    def layer(plan: tuple[str, bool]) -> Layer:
+        kind, turned = plan
+        mixer = attention(
+            config,
+            width=width,
+            span=spans[kind],
+            positions=rotary(config) if turned else None,
+            query_key_value_bias=bias,
+            output_bias=bias,
+            query_norm=plain,
+            key_norm=plain,
+            output_gate="element",
+        )
+        blocks = (Block(part=part, norm=norm, post_norm=after) for part in (mixer, inner))
+        return Layer(blocks=tuple(blocks))
+
+    plans = [(kind, bool(theta)) for kind, theta in zip(kinds, thetas, strict=True)]
+    return assemble(
+        config,
+        name,
+        each_once(plans, layer),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=plain),
     )
 
 

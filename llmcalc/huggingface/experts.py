@@ -12,7 +12,7 @@ modelling source of transformers, which it names. They share:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import attrs
 
@@ -36,7 +36,7 @@ from llmcalc.huggingface.reading import (
     window_kinds,
     window_span,
 )
-from llmcalc.spec.attention import Attention, Indexer
+from llmcalc.spec.attention import Attention, Indexer, Rotary
 from llmcalc.spec.convolved import (
     ConvolvedAttention,
     InputScale,
@@ -56,6 +56,7 @@ from llmcalc.spec.retrieved import MaskedAttention, RetrievedExperts
 from llmcalc.spec.spans import Chunk, Full, Span, TopK, Window
 
 __all__ = [
+    "ALL_EXPERTS",
     "inkling2_text",
     "inkling_text",
     "zaya",
@@ -69,6 +70,7 @@ __all__ = [
     "aria_text",
     "cohere2_moe",
     "dbrx",
+    "deepseek",
     "dense_first",
     "dots1",
     "ernie4_5_moe",
@@ -96,6 +98,7 @@ __all__ = [
     "qwen2_moe",
     "qwen3_moe",
     "solar_open",
+    "step3p5",
 ]
 
 
@@ -134,6 +137,9 @@ def experts(
         **options,
     )
 
+
+#: What is said of a model whose ``num_experts_per_tok`` is null.
+ALL_EXPERTS: Final = "num_experts_per_tok is null: every token is taken to pass through all experts"
 
 #: What composes the layer of a kind of attention, with experts or without.
 _Make: TypeAlias = Callable[[tuple[str, bool]], Layer]
@@ -222,7 +228,7 @@ def _attention(config: Config, **options: Any) -> Attention:
     width = config.extra_size("head_dim")
     if width is None:
         heads = config.required_size("num_attention_heads")
-        width = config.required_size("hidden_size") // heads
+        width = head_dim(config.required_size("hidden_size"), heads, rounded=True)
     return attention(config, width=width, **options)
 
 
@@ -390,7 +396,9 @@ def qwen3_moe(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/qwen3_moe/configuration_qwen3_moe.py``, ``modeling_qwen3_moe.py``.
     """
-    span = window_span(config) if config.flag("use_sliding_window") else Full()
+    # The language models of Qwen3-VL and Qwen3-Omni have no windows.
+    windows = config.model_type == "qwen3_moe" and config.flag("use_sliding_window")
+    span = window_span(config) if windows else Full()
     return mixture(
         config,
         name,
@@ -509,8 +517,12 @@ def doge(config: Config, name: str) -> ModelSpec:
 
 
 def glm4_moe(config: Config, name: str) -> ModelSpec:
-    """Read a GLM-4.5 (``models/glm4_moe/modeling_glm4_moe.py``)."""
-    norms = _head_norms(config) if config.flag("use_qk_norm") else {}
+    """Read a GLM-4.5, or the language model of a GLM-4.5V, which never norms queries and keys.
+
+    Source: ``models/glm4_moe/modeling_glm4_moe.py``, ``models/glm4v_moe/modeling_glm4v_moe.py``.
+    """
+    normed = config.model_type == "glm4_moe" and config.flag("use_qk_norm")
+    norms = _head_norms(config) if normed else {}
     return mixture(
         config,
         name,
@@ -538,6 +550,42 @@ def solar_open(config: Config, name: str) -> ModelSpec:
             query_key_value_bias=config.flag("attention_bias"),
         ),
     )
+
+
+def deepseek(config: Config, name: str) -> ModelSpec:
+    """Read a DeepSeek MoE, or the language model of a DeepSeek OCR 2: usual attention.
+
+    Source: ``modeling_deepseek.py`` in deepseek-ai/deepseek-moe-16b-base,
+    ``models/deepseek_ocr2/configuration_deepseek_ocr2.py``, ``modeling_deepseek_ocr2.py``.
+    """
+    bias = config.flag("mlp_bias")
+    width = head_dim(config.required_size("hidden_size"), config.size("num_attention_heads"))
+    unknown = config.get("num_experts_per_tok") is None
+    return mixture(
+        config,
+        name,
+        lambda: experts(
+            config,
+            "n_routed_experts",
+            top_k="n_routed_experts" if unknown else "num_experts_per_tok",
+            shared_count="n_shared_experts",
+            shared_bias=bias,
+        ),
+        sparse=_deepseek_sparse(config),
+        dense=lambda: feed_forward(config, bias=bias),
+        mixer=lambda _: attention(config, width=width, positions=rotary(config), **_biases(config)),
+        remarks=(ALL_EXPERTS,) if unknown else (),
+    )
+
+
+def _deepseek_sparse(config: Config) -> list[bool]:
+    """Return which layers have experts: every n-th from a first one on, unless listed."""
+    first = config.count("first_k_dense_replace") if config.knows("first_k_dense_replace") else 1
+    every = config.size("moe_layer_freq") if config.knows("moe_layer_freq") else 1
+    from_first = mlp_kinds(config, first)
+    if config.get("mlp_layer_types") is not None:
+        return from_first
+    return [sparse and index % every == 0 for index, sparse in enumerate(from_first)]
 
 
 def dots1(config: Config, name: str) -> ModelSpec:
@@ -1041,6 +1089,8 @@ def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
     A query attends the blocks that its indexer picks, counted here as whole
     (``models/minimax_m3_vl/configuration_minimax_m3_vl.py``, ``modeling_minimax_m3_vl.py``).
     """
+    # Its own name of the activation is not one of transformers', which takes silu whatever it is.
+    config = config.overridden({"hidden_act": "silu"})
     layers = config.num_layers()
     nested = (
         config.section("sparse_attention_config") if "sparse_attention_config" in config else None
@@ -1333,3 +1383,140 @@ def zaya(config: Config, name: str) -> ModelSpec:
         beside=(InputScale(),),
         remarks=("the router may choose no expert: active parameters are a bound",),
     )
+
+
+def step3p5(config: Config, name: str) -> ModelSpec:
+    """Read a Step 3.5, or the language model of a Step 3.7: windowed layers have more heads.
+
+    Lists of layers may go on with those that predict further tokens
+    (``models/step3p7/configuration_step3p7.py``, ``modeling_step3p7.py``).
+    """
+    layers = config.num_layers()
+    config.pass_over("mtp_layer_types", "mtp_mlp_layer_types", "hidden_act")
+    further = 0 if "num_nextn_predict_layers" not in config else num_predicted(config)
+    kinds = _step_kinds(config, "layer_types", further, (FULL, SLIDING)) or [FULL] * layers
+    sparse = _step_kinds(config, "mlp_layer_types", further, ("dense", "sparse"))
+    if sparse is None:
+        listed = _step_experts(config, layers)
+        sparse = ["sparse" if index in listed else "dense" for index in range(layers)]
+    heads = {
+        FULL: config.required_size("num_attention_heads"),
+        SLIDING: _step_window_heads(config, kinds),
+    }
+    norm, spans, kv_heads = rms_norm(config), _spans(config), config.size("num_key_value_heads")
+    bias, inner_bias = config.flag("attention_bias"), config.flag("mlp_bias")
+
+    def plain(width: str, *, bias: bool) -> FeedForward:
+        return FeedForward(
+            inner_dim=config.size(width),
+            gated=True,
+            activation="silu",
+            input_bias=bias,
+            output_bias=bias,
+        )
+
+    def make(plan: tuple[str, str]) -> Layer:
+        kind, inner = plan
+        mixer = Attention(
+            query_heads=heads[kind],
+            kv_heads=kv_heads,
+            head_dim=config.size("head_dim"),
+            query_bias=bias,
+            key_bias=bias,
+            value_bias=bias,
+            output_bias=bias,
+            rotary=_step_rotary(config, kinds, kind),
+            span=spans[kind],
+            query_norm=norm,
+            key_norm=norm,
+            output_gate="head",
+        )
+        if inner == "dense":
+            return pre_norm(norm, mixer, plain("intermediate_size", bias=inner_bias))
+        routed = Experts(
+            num_experts=config.size("n_routed_experts"),
+            experts_per_token=config.size("num_experts_per_tok"),
+            expert=plain("moe_intermediate_size", bias=False),
+            shared=plain("share_expert_dim", bias=inner_bias),
+            balanced_choices=config.size("n_routed_experts"),
+        )
+        return pre_norm(norm, mixer, routed)
+
+    return assemble(
+        config,
+        name,
+        each_once(zip(kinds, sparse, strict=True), make),
+        final_norm=norm,
+        remarks=_step_remarks(further),
+    )
+
+
+def _step_remarks(further: int) -> tuple[str, ...]:
+    return (f"{further} modules that predict further tokens are not counted",) if further else ()
+
+
+def _step_kinds(
+    config: Config, field: str, further: int, allowed: tuple[str, ...]
+) -> list[str] | None:
+    """Return the kind of every layer, of a list that may also have those of further tokens."""
+    layers, given = config.num_layers(), config.get(field)
+    if further and isinstance(given, list | tuple) and len(given) == layers + further:
+        config = config.overridden({field: given[:layers]})
+    return layer_kinds(config, layers, allowed, field)
+
+
+def _step_experts(config: Config, layers: int) -> frozenset[int]:
+    """Return the layers with experts: those of ``moe_layers_enum``, or all but the first three."""
+    given: Any = config.given("moe_layers_enum")
+    if given is None:
+        return frozenset(range(3, layers))
+    items = given.split(",") if isinstance(given, str) else given
+    if not isinstance(items, list | tuple):
+        raise InvalidValueError("moe_layers_enum", given, "must list indices of layers")
+    listed = [str(item).strip() for item in items]
+    if not all(item.isascii() and item.isdigit() and len(item) < 9 for item in listed if item):
+        raise InvalidValueError("moe_layers_enum", given, "must list indices of layers")
+    return frozenset(int(item) for item in listed if item)
+
+
+def _step_window_heads(config: Config, kinds: list[str]) -> int:
+    """Return the number of query heads in layers with a window."""
+    usual = config.required_size("num_attention_heads")
+    heads: Any = config.get("num_sliding_attention_heads")
+    if heads is None:
+        other = config.given("attention_other_setting") or {}
+        if not isinstance(other, Mapping):
+            raise InvalidValueError("attention_other_setting", other, "must be an object")
+        heads = other.get("num_attention_heads", usual)
+    config.pass_over("attention_other_setting")
+    if type(heads) is not int or heads < 1:
+        raise InvalidValueError("num_sliding_attention_heads", heads, "must be a positive integer")
+    windowed = {index for index, kind in enumerate(kinds) if kind == SLIDING}
+    given = config.given("per_layer_config")
+    if given is not None:
+        own = {} if heads == usual else {str(i): {"num_attention_heads": heads} for i in windowed}
+        same = {str(i): {"num_attention_heads": heads} for i in windowed}
+        if not isinstance(given, Mapping) or {str(k): v for k, v in given.items()} not in (
+            own,
+            same,
+        ):
+            rule = f"must give layers with a window {heads} num_attention_heads, and nothing else"
+            raise InvalidValueError("per_layer_config", given, rule)
+    return heads
+
+
+def _step_rotary(config: Config, kinds: list[str], kind: str) -> Rotary:
+    """Return the rotary embedding of a kind of layer; the fields may list it for every layer."""
+    first = kinds.index(kind)
+    own: dict[str, Any] = {}
+    for field, name in (
+        ("rope_theta", "rope_theta"),
+        ("partial_rotary_factors", "partial_rotary_factor"),
+    ):
+        given = config.given(field)
+        if isinstance(given, list | tuple) and first < len(given):
+            own[name] = given[first]
+            config.pass_over(field)
+    if own:
+        config = config.overridden(own)
+    return rotary(config, kind=kind, fraction=1.0)

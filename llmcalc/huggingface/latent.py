@@ -17,6 +17,7 @@ from llmcalc.boundary import LARGEST_SIZE
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.experts import (
+    ALL_EXPERTS,
     always_silu,
     dense_first,
     experts,
@@ -100,7 +101,6 @@ def deepseek_v2(config: Config, name: str) -> ModelSpec:
     """
     bias = config.flag("mlp_bias")
     unknown = config.get("num_experts_per_tok") is None
-    remark = "num_experts_per_tok is null: every token is taken to pass through all experts"
     return mixture(
         config,
         name,
@@ -113,7 +113,7 @@ def deepseek_v2(config: Config, name: str) -> ModelSpec:
         sparse=dense_first(config),
         dense=lambda: feed_forward(config, bias=bias),
         mixer=lambda _: latent_attention(config),
-        remarks=(remark,) if unknown else (),
+        remarks=(ALL_EXPERTS,) if unknown else (),
     )
 
 
@@ -238,6 +238,9 @@ def longcat_flash(config: Config, name: str) -> ModelSpec:
         layers = config.num_layers() // 2
     else:
         layers = config.num_layers("num_layers")
+        if halves is not None and halves != 2 * layers:
+            rule = f"must be twice num_layers ({layers}): each has two attentions"
+            raise InvalidValueError("num_hidden_layers", halves, rule)
     nope, rope = config.required_size("qk_nope_head_dim"), config.required_size("qk_rope_head_dim")
     width = config.optional_size("qk_head_dim")
     if width is not None and width != nope + rope:

@@ -227,9 +227,12 @@ def predicted(layers: Iterable[Layer], norm: Norm, **options: Any) -> tuple[Mult
     return tuple(modules)
 
 
-def head_dim(embed: int, heads: int) -> int:
-    """Return the width of a head where the config leaves it to be derived."""
-    if embed % heads:
+def head_dim(embed: int, heads: int, *, rounded: bool = False) -> int:
+    """Return the width of a head where the config leaves it to be derived, perhaps rounded down."""
+    if rounded and heads > embed:
+        rule = f"must be at most hidden_size ({embed}) without a head_dim"
+        raise InvalidValueError("num_attention_heads", heads, rule)
+    if embed % heads and not rounded:
         raise InvalidValueError(
             "num_attention_heads", heads, f"must divide hidden_size ({embed}) without a head_dim"
         )

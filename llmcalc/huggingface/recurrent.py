@@ -295,8 +295,12 @@ def _nemotron_further(config: Config) -> list[str]:
 
 
 def _nemotron_pattern(config: Config, field: str) -> list[str]:
-    pattern = config.text(field)
-    if not pattern or set(pattern) - _NEMOTRON.keys():
+    pattern: Any = config.get(field)
+    if (
+        not isinstance(pattern, str | list | tuple)
+        or not pattern
+        or not all(isinstance(letter, str) and letter in _NEMOTRON for letter in pattern)
+    ):
         raise InvalidValueError(field, pattern, f"must be made of {', '.join(_NEMOTRON)}")
     _check_layers(field, pattern)
     return [_NEMOTRON[letter] for letter in pattern]
@@ -665,9 +669,13 @@ def minimax(config: Config, name: str) -> ModelSpec:
     """Read a MiniMax-01: lightning attention in every other layer (``modeling_minimax.py``)."""
     norm = rms_norm(config)
     layers = config.num_layers()
-    plan = layer_kinds(config, layers, (LINEAR, FULL))
+    plan = layer_kinds(config, layers, (LINEAR, FULL)) or _attention_types(config, layers)
     if plan is None:
         plan = [LINEAR if index % 2 else FULL for index in range(layers)]
+    config.pass_over("postnorm", "rotary_dim", "shared_moe_mode")
+    shared = config.given("shared_intermediate_size")
+    if shared not in (None, 0, [0]):
+        raise InvalidValueError("shared_intermediate_size", shared, "must be 0: no shared expert")
     inner = experts(config, "num_local_experts", "intermediate_size")
     heads, width = config.required_size("num_attention_heads"), config.optional_size("head_dim")
     linear = LinearAttention(
@@ -687,6 +695,18 @@ def minimax(config: Config, name: str) -> ModelSpec:
         return pre_norm(norm, full, inner)
 
     return assemble(config, name, each_once(plan, make), final_norm=norm)
+
+
+def _attention_types(config: Config, layers: int) -> list[str] | None:
+    """Return the kind of every layer as the models' own configs list it: 1 for full attention."""
+    given: Any = config.given("attn_type_list")
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or len(given) != layers:
+        raise InvalidValueError("attn_type_list", given, f"must list 0 or 1 for {layers} layers")
+    if any(type(kind) is not int or kind not in {0, 1} for kind in given):
+        raise InvalidValueError("attn_type_list", given, "must list 0 or 1")
+    return [FULL if kind else LINEAR for kind in given]
 
 
 def recurrent_gemma(config: Config, name: str) -> ModelSpec:
@@ -710,7 +730,9 @@ def recurrent_gemma(config: Config, name: str) -> ModelSpec:
     inner = config.required_size("intermediate_size") // 2
     width = config.optional_size("lru_width") or embed
     if width % heads:
-        raise InvalidValueError("lru_width", width, f"must be a multiple of the heads ({heads})")
+        raise InvalidValueError(
+            "lru_width", width, f"must be a multiple of num_attention_heads ({heads})"
+        )
     dense = feed_forward(config, inner_dim=inner, bias=True, activation_field="hidden_activation")
 
     def make(kind: str) -> Layer:
@@ -1012,8 +1034,9 @@ def _mamba2(
     if config.knows(head_dim) and config.get(head_dim) != "auto":
         width = config.size(head_dim)
         if width * number != inner:
+            embed = config.required_size("hidden_size")
             rule = f"must be the inner width ({inner}) divided by {heads} ({number})"
-            raise InvalidValueError(head_dim, width, rule)
+            raise InvalidValueError(head_dim, width, f"{rule}; hidden_size is {embed}")
     return Mamba2(
         heads=number,
         head_dim=inner // number,

@@ -3,13 +3,14 @@
 * `READERS`: ``module.function`` in this package, by model type. A module is imported when a
   model of its types is read.
 * `SAME_AS`: model types whose code is not in transformers, but is that of another type.
+* `HEADLESS`: language models that transformers has as parts of larger models alone.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["READERS", "SAME_AS"]
+__all__ = ["HEADLESS", "READERS", "SAME_AS"]
 
 READERS: Final[dict[str, str]] = {
     # Attention and one feed-forward in every layer.
@@ -22,9 +23,11 @@ READERS: Final[dict[str, str]] = {
     "cohere": "dense.llama",
     "cohere2": "dense.llama",
     "cohere_compass_text": "dense.llama",
+    "cosmos3_edge_text": "dense.llama",
     "ctrl": "classic.ctrl",
     "cwm": "dense.llama",
     "diffllama": "dense.llama",
+    "emu3_text_model": "dense.llama",
     "ernie4_5": "dense.llama",
     "exaone4": "dense.llama",
     "falcon": "classic.falcon",
@@ -36,6 +39,8 @@ READERS: Final[dict[str, str]] = {
     "gemma4_unified_text": "dense_gemma.gemma4",
     "glm": "dense.llama",
     "glm4": "dense.llama",
+    "glm4v_text": "dense.llama",
+    "glm_ocr_text": "dense.llama",
     "gpt-sw3": "classic.gpt2",
     "gpt2": "classic.gpt2",
     "gpt_bigcode": "classic.gpt_bigcode",
@@ -44,9 +49,12 @@ READERS: Final[dict[str, str]] = {
     "gpt_neox_japanese": "classic.gpt_neox_japanese",
     "gptj": "classic.gptj",
     "granite": "dense.llama",
+    "granite4_vision_text": "dense.llama",
+    "granite_docling_text": "dense.llama",
     "granite_swa": "dense.llama",
     "helium": "dense.llama",
     "hunyuan_v1_dense": "dense.llama",
+    "hunyuan_vl_text": "dense.llama",
     "hyperclovax": "dense.llama",
     "internlm3": "dense.llama",
     "iquestcoder": "dense.llama",
@@ -57,6 +65,7 @@ READERS: Final[dict[str, str]] = {
     "mistral": "dense.llama",
     "modernbert-decoder": "classic.modernbert",
     "mpt": "classic.mpt",
+    "muse_glimmer_text": "dense.muse_glimmer",
     "nanochat": "dense.llama",
     "nemotron": "dense.llama",
     "olmo": "dense.llama",
@@ -64,11 +73,16 @@ READERS: Final[dict[str, str]] = {
     "olmo3": "dense.llama",
     "openai-gpt": "classic.openai_gpt",
     "opt": "classic.opt",
+    "paddleocr_vl_text": "dense.llama",
     "persimmon": "dense.llama",
     "phi": "dense.llama",
     "phi3": "dense.llama",
     "qwen2": "dense.llama",
+    "qwen2_5_omni_text": "dense.llama",
+    "qwen2_5_vl_text": "dense.llama",
+    "qwen2_vl_text": "dense.llama",
     "qwen3": "dense.llama",
+    "qwen3_vl_text": "dense.llama",
     "seed_oss": "dense.llama",
     "smollm3": "dense.llama",
     "stablelm": "dense.llama",
@@ -81,6 +95,7 @@ READERS: Final[dict[str, str]] = {
     "beam": "experts.beam",
     "cohere2_moe": "experts.cohere2_moe",
     "dbrx": "experts.dbrx",
+    "deepseek_ocr2_text": "experts.deepseek",
     "doge": "experts.doge",
     "dots1": "experts.dots1",
     "ernie4_5_moe": "experts.ernie4_5_moe",
@@ -88,6 +103,7 @@ READERS: Final[dict[str, str]] = {
     "flex_olmo": "experts.flex_olmo",
     "flint": "experts.flint",
     "glm4_moe": "experts.glm4_moe",
+    "glm4v_moe_text": "experts.glm4_moe",
     "gpt_oss": "experts.gpt_oss",
     "granitemoe": "experts.granitemoe",
     "granitemoe_swa": "experts.granitemoe_swa",
@@ -109,7 +125,10 @@ READERS: Final[dict[str, str]] = {
     "phimoe": "experts.phimoe",
     "qwen2_moe": "experts.qwen2_moe",
     "qwen3_moe": "experts.qwen3_moe",
+    "qwen3_omni_moe_text": "experts.qwen3_moe",
+    "qwen3_vl_moe_text": "experts.qwen3_moe",
     "solar_open": "experts.solar_open",
+    "step3p5": "experts.step3p5",
     "zaya": "experts.zaya",
     # Latent attention.
     "axk1": "latent.axk1",
@@ -125,6 +144,19 @@ READERS: Final[dict[str, str]] = {
     "longcat_flash": "latent.longcat_flash",
     "minicpm3": "latent.minicpm3",
     "youtu": "latent.minicpm3",
+    # Code in the model's own repository.
+    "baichuan": "remote.baichuan",
+    "bailing_moe": "remote.bailing_moe",
+    "chatglm": "remote.chatglm",
+    "deepseek": "experts.deepseek",
+    "exaone": "dense.llama",
+    "internlm": "dense.llama",
+    "internlm2": "dense.llama",
+    "mimo": "dense.llama",
+    "minicpm": "dense.llama",
+    "nemotron-nas": "remote.nemotron_nas",
+    "phi3small": "remote.phi3small",
+    "qwen": "remote.qwen",
     # Recurrent and hybrid models.
     "bailing_hybrid": "recurrent.bailing_hybrid",
     "bamba": "recurrent.bamba",
@@ -154,6 +186,34 @@ READERS: Final[dict[str, str]] = {
 }
 
 SAME_AS: Final[dict[str, str]] = {
-    # modeling_deepseek.py in the repository of moonshotai/Kimi-K2-Instruct
+    # modeling_deepseek.py in moonshotai/Kimi-K2-Instruct
     "kimi_k2": "deepseek_v3",
+    # modeling_minimax_m1.py in MiniMaxAI/MiniMax-M1-80k, modeling_minimax_text_01.py in
+    # MiniMaxAI/MiniMax-Text-01
+    "minimax_m1": "minimax",
+    "minimax_text_01": "minimax",
 }
+
+#: Their head stands beside them, and it is the larger model's config that ties it or not.
+HEADLESS: Final[frozenset[str]] = frozenset(
+    (
+        "cosmos3_edge_text",
+        "deepseek_ocr2_text",
+        "emu3_text_model",
+        "glm4v_moe_text",
+        "glm4v_text",
+        "glm_ocr_text",
+        "granite4_vision_text",
+        "granite_docling_text",
+        "hunyuan_vl_text",
+        "muse_glimmer_text",
+        "paddleocr_vl_text",
+        "qwen2_5_omni_text",
+        "qwen2_5_vl_text",
+        "qwen2_vl_text",
+        "qwen3_omni_moe_text",
+        "qwen3_vl_moe_text",
+        "qwen3_vl_text",
+        "step3p5",
+    )
+)
