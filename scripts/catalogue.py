@@ -51,6 +51,43 @@ def _compressed(kind: str, layout: str) -> dict[str, Any]:
     }
 
 
+#: What llm-compressor writes for 4-bit weights in groups of 128 with 16-bit activations.
+_PACKED_INT4: Final[dict[str, Any]] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "num_bits": 4, "type": "int", "symmetric": True, "strategy": "group",
+                "group_size": 128, "actorder": "weight",
+            },
+        }
+    },
+    "ignore": ["lm_head"],
+}  # fmt: skip
+
+#: What the makers of Qwen state of their own quantised files.
+_FP8_BLOCKS: Final[dict[str, Any]] = {
+    "quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3",
+    "weight_block_size": [128, 128],
+}  # fmt: skip
+_AWQ: Final[dict[str, Any]] = {
+    "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm",
+    "modules_to_not_convert": None,
+}  # fmt: skip
+_GPTQ: Final[dict[str, Any]] = {
+    "quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False,
+}  # fmt: skip
+
+#: Files that say how they are quantised in ``hf_quant_config.json`` alone: the config that is kept
+#: says no more than that they are, so that nobody takes them for wide ones.
+ELSEWHERE: Final = (
+    "nvidia/GLM-5-NVFP4",
+    "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-NVFP4",
+    "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4",
+)
+
 #: Models that no row of the file is near to: the published shape.
 SHAPES: Final[dict[str, dict[str, Any]]] = {
     "ibm-granite/granite-3.1-8b-instruct": {
@@ -58,6 +95,34 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
         "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
         "vocab_size": 49155, "max_position_embeddings": 131072, "rope_theta": 5000000.0,
         "tie_word_embeddings": True,
+    },
+    "ibm-granite/granite-3.1-3b-a800m-instruct": {
+        "model_type": "granitemoe", "hidden_size": 1536, "intermediate_size": 512,
+        "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_local_experts": 40, "num_experts_per_tok": 8, "vocab_size": 49155,
+        "max_position_embeddings": 131072, "tie_word_embeddings": True,
+    },
+    "microsoft/phi-2": {
+        "model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+        "vocab_size": 51200, "max_position_embeddings": 2048, "partial_rotary_factor": 0.4,
+    },
+    "microsoft/Phi-3.5-MoE-instruct": {
+        "model_type": "phimoe", "hidden_size": 4096, "intermediate_size": 6400,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "num_local_experts": 16, "num_experts_per_tok": 2, "vocab_size": 32064,
+        "max_position_embeddings": 131072, "attention_bias": True, "lm_head_bias": True,
+    },
+    "allenai/OLMoE-1B-7B-0924": {
+        "model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024,
+        "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
+        "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 50304,
+        "max_position_embeddings": 4096,
+    },
+    "CohereForAI/c4ai-command-r-v01": {
+        "model_type": "cohere", "hidden_size": 8192, "intermediate_size": 22528,
+        "num_attention_heads": 64, "num_hidden_layers": 40, "num_key_value_heads": 64,
+        "vocab_size": 256000, "max_position_embeddings": 131072,
     },
 }  # fmt: skip
 
@@ -241,6 +306,166 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
         "Qwen/Qwen2.5-7B",
         {"quantization_config": _compressed("int", "int-quantized")}, None,
     ),
+    "mistralai/Mistral-7B-Instruct-v0.2": (
+        "mistralai/Mistral-7B-v0.3", {"vocab_size": 32000}, 7241732096,
+    ),
+    "mistralai/Codestral-22B-v0.1": (
+        "mistralai/Mistral-7B-v0.3",
+        {"hidden_size": 6144, "intermediate_size": 16384, "num_attention_heads": 48,
+         "num_hidden_layers": 56},
+        22247282688,
+    ),
+    "mistralai/Mistral-Large-Instruct-2407": (
+        "mistralai/Mistral-7B-v0.3",
+        {"hidden_size": 12288, "intermediate_size": 28672, "num_attention_heads": 96,
+         "num_hidden_layers": 88, "max_position_embeddings": 131072},
+        122610069504,
+    ),
+    "google/gemma-3-27b-it": (
+        "google/gemma-3-4b-it",
+        {"hidden_size": 5376, "intermediate_size": 21504, "num_attention_heads": 32,
+         "num_hidden_layers": 62, "num_key_value_heads": 16, "head_dim": 128},
+        None,
+    ),
+    "ibm-granite/granite-3.1-1b-a400m-instruct": (
+        "ibm-granite/granite-3.1-3b-a800m-instruct",
+        {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24,
+         "num_local_experts": 32},
+        None,
+    ),
+    "microsoft/Phi-3-medium-4k-instruct": (
+        "microsoft/Phi-3-mini-4k-instruct",
+        {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 40,
+         "num_hidden_layers": 40, "num_key_value_heads": 10},
+        13960238080,
+    ),
+    "microsoft/Phi-3.5-mini-instruct": (
+        "microsoft/Phi-3-mini-4k-instruct",
+        {"max_position_embeddings": 131072, "sliding_window": 262144}, 3821079552,
+    ),
+    "01-ai/Yi-1.5-9B-Chat": (
+        "01-ai/Yi-34B",
+        {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
+         "num_hidden_layers": 48, "num_key_value_heads": 4},
+        8829407232,
+    ),
+    "codellama/CodeLlama-13b-hf": (
+        "codellama/CodeLlama-7b-hf",
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
+         "num_hidden_layers": 40, "num_key_value_heads": 40},
+        13016028160,
+    ),
+    "codellama/CodeLlama-34b-Instruct-hf": (
+        "codellama/CodeLlama-7b-hf",
+        {"hidden_size": 8192, "intermediate_size": 22016, "num_attention_heads": 64,
+         "num_hidden_layers": 48, "num_key_value_heads": 8, "vocab_size": 32000},
+        33743970304,
+    ),
+    "facebook/opt-13b": (
+        "facebook/opt-6.7b",
+        {"hidden_size": 5120, "word_embed_proj_dim": 5120, "ffn_dim": 20480,
+         "num_attention_heads": 40, "num_hidden_layers": 40},
+        12853473280,
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": (
+        "01-ai/Yi-34B",
+        {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
+         "num_hidden_layers": 24, "num_key_value_heads": 32, "vocab_size": 49152,
+         "max_position_embeddings": 8192, "tie_word_embeddings": True},
+        1711376384,
+    ),
+    "tiiuae/Falcon3-7B-Instruct": (
+        "01-ai/Yi-34B",
+        {"hidden_size": 3072, "intermediate_size": 23040, "num_attention_heads": 12,
+         "num_hidden_layers": 28, "num_key_value_heads": 4, "head_dim": 256,
+         "vocab_size": 131072, "max_position_embeddings": 32768},
+        7455550464,
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": (
+        "Qwen/Qwen2.5-1.5B", {"tie_word_embeddings": False}, 1777088000,
+    ),
+    "deepseek-ai/DeepSeek-V3.2-Exp": (
+        "deepseek-ai/DeepSeek-V3",
+        {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128,
+         "index_topk": 2048},
+        None,
+    ),
+    "zai-org/GLM-4.6": ("zai-org/GLM-4.5", {"max_position_embeddings": 202752}, None),
+    # Attention and the first and last layer stay wide.
+    "meta-llama/Llama-3.1-405B-Instruct-FP8": (
+        "meta-llama/Meta-Llama-3.1-405B",
+        {"quantization_config": {
+            "quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0,
+            "modules_to_not_convert": [
+                "lm_head", "model.layers.0", "model.layers.125", "self_attn"],
+        }},
+        None,
+    ),
+    "Qwen/Qwen2.5-7B-Instruct-AWQ": ("Qwen/Qwen2.5-7B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": ("Qwen/Qwen2.5-7B", {"quantization_config": _GPTQ}, None),
+    "Qwen/Qwen2.5-14B-Instruct-AWQ": ("Qwen/Qwen2.5-14B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen2.5-32B-Instruct-AWQ": ("Qwen/Qwen2.5-32B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B", {"max_position_embeddings": 262144}, None),
+    "Qwen/Qwen3-8B-FP8": ("Qwen/Qwen3-8B", {"quantization_config": _FP8_BLOCKS}, None),
+    "Qwen/Qwen3-14B-FP8": ("Qwen/Qwen3-14B", {"quantization_config": _FP8_BLOCKS}, None),
+    "Qwen/Qwen3-32B-FP8": ("Qwen/Qwen3-32B", {"quantization_config": _FP8_BLOCKS}, None),
+    "Qwen/Qwen3-8B-AWQ": ("Qwen/Qwen3-8B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen3-14B-AWQ": ("Qwen/Qwen3-14B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen3-32B-AWQ": ("Qwen/Qwen3-32B", {"quantization_config": _AWQ}, None),
+    "Qwen/Qwen3-30B-A3B-GPTQ-Int4": ("Qwen/Qwen3-30B-A3B", {"quantization_config": _GPTQ}, None),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": (
+        "Qwen/Qwen3-30B-A3B", {"max_position_embeddings": 262144}, None,
+    ),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8": (
+        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144}, None,
+    ),
+    "Qwen/Qwen3-235B-A22B-Instruct-2507": (
+        "Qwen/Qwen3-235B-A22B", {"max_position_embeddings": 262144}, None,
+    ),
+    "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8": (
+        "Qwen/Qwen3-235B-A22B-FP8", {"max_position_embeddings": 262144}, None,
+    ),
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic": (
+        "meta-llama/Llama-3.1-8B",
+        {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16": (
+        "meta-llama/Llama-3.1-8B", {"quantization_config": _PACKED_INT4}, None,
+    ),
+    "RedHatAI/Llama-3.3-70B-Instruct-quantized.w8a8": (
+        "meta-llama/Meta-Llama-3.1-70B",
+        {"quantization_config": _compressed("int", "int-quantized")}, None,
+    ),
+    "RedHatAI/Llama-3.3-70B-Instruct-quantized.w4a16": (
+        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _PACKED_INT4}, None,
+    ),
+    "RedHatAI/Qwen2.5-7B-Instruct-quantized.w4a16": (
+        "Qwen/Qwen2.5-7B", {"quantization_config": _PACKED_INT4}, None,
+    ),
+    "RedHatAI/Qwen3-8B-FP8-dynamic": (
+        "Qwen/Qwen3-8B", {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/Qwen3-32B-FP8-dynamic": (
+        "Qwen/Qwen3-32B", {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/phi-4-FP8-dynamic": (
+        "microsoft/phi-4", {"quantization_config": _compressed("float", "float-quantized")}, None,
+    ),
+    "RedHatAI/phi-4-quantized.w8a8": (
+        "microsoft/phi-4", {"quantization_config": _compressed("int", "int-quantized")}, None,
+    ),
+    "hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4": (
+        "meta-llama/Llama-3.1-8B", {"quantization_config": _AWQ}, None,
+    ),
+    "hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4": (
+        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _AWQ}, None,
+    ),
+    "TheBloke/Mistral-7B-Instruct-v0.2-AWQ": (
+        "mistralai/Mistral-7B-Instruct-v0.2", {"quantization_config": _AWQ}, None,
+    ),
+    "TheBloke/Llama-2-7B-Chat-AWQ": (
+        "meta-llama/Llama-2-7b-hf", {"quantization_config": _AWQ}, None,
+    ),
     "openai-community/gpt2-medium": (
         "openai-community/gpt2-large", {"n_embd": 1024, "n_head": 16, "n_layer": 24}, 354823168,
     ),
@@ -254,22 +479,30 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "meta-llama/Meta-Llama-3-70B": (
         "meta-llama/Meta-Llama-3-70B-Instruct", "meta-llama/Llama-3-70B", "llama-3-70b",
     ),
+    "meta-llama/Llama-3.1-405B-Instruct-FP8": (
+        "meta-llama/Meta-Llama-3.1-405B-Instruct-FP8", "meta-llama/Llama-3.1-405B-FP8",
+    ),
     "meta-llama/Llama-3.1-8B": (
-        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "meta-llama/Llama-3.1-8B-Instruct",
+        "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "NousResearch/Meta-Llama-3.1-8B-Instruct",
+        "meta-llama/Llama-3.1-8B-Instruct",
         "meta-llama/Meta-Llama-3.1-8B-Instruct",
         "meta-llama/Meta-Llama-3.1-8B",
     ),
     "meta-llama/Meta-Llama-3.1-70B": (
         "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct",
         "meta-llama/Meta-Llama-3.1-70B-Instruct", "llama-3.1-70b",
+        "nvidia/Llama-3.1-Nemotron-70B-Instruct-HF", "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",
     ),
     "meta-llama/Meta-Llama-3.1-405B": (
         "meta-llama/Llama-3.1-405B", "meta-llama/Llama-3.1-405B-Instruct", "llama-3.1-405b",
+        "meta-llama/Meta-Llama-3.1-405B-Instruct",
     ),
     "meta-llama/Llama-3.2-1B": ("meta-llama/Llama-3.2-1B-Instruct",),
     "meta-llama/Llama-3.2-3B": ("meta-llama/Llama-3.2-3B-Instruct",),
     "meta-llama/Llama-3.3-70B-Instruct": ("llama-3.3-70b",),
-    "meta-llama/Llama-2-7b-hf": ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b"),
+    "meta-llama/Llama-2-7b-hf": (
+        "meta-llama/Llama-2-7b-chat-hf", "llama-2-7b", "lmsys/vicuna-7b-v1.5",
+    ),
     "meta-llama/Llama-2-13b-hf": ("meta-llama/Llama-2-13b-chat-hf", "llama-2-13b"),
     "meta-llama/Llama-2-70b-hf": ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"),
     "mistralai/Mistral-7B-v0.1": ("mistralai/Mistral-7B-Instruct-v0.1",),
@@ -284,14 +517,29 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     ),
     "google/gemma-3-12b-it": ("google/gemma-3-12b-pt", "gemma-3-12b"),
     "ibm-granite/granite-3.1-2b-instruct": ("ibm-granite/granite-3.1-2b-base",),
-    "ibm-granite/granite-3.1-8b-instruct": ("ibm-granite/granite-3.1-8b-base",),
+    "ibm-granite/granite-3.1-8b-instruct": (
+        "ibm-granite/granite-3.1-8b-base", "ibm-granite/granite-3.2-8b-instruct",
+    ),
+    "mistralai/Mistral-Small-3.2-24B-Instruct-2506": (
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+    ),
+    "microsoft/Phi-3.5-mini-instruct": ("microsoft/Phi-3-mini-128k-instruct",),
+    "deepseek-ai/DeepSeek-V2-Lite-Chat": ("deepseek-ai/DeepSeek-Coder-V2-Lite-Instruct",),
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": ("Qwen/Qwen3-Next-80B-A3B-Thinking",),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": (
+        "Qwen/Qwen3-30B-A3B-Thinking-2507", "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+    ),
+    "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B-Thinking-2507",),
     "Qwen/Qwen2.5-0.5B": ("Qwen/Qwen2.5-0.5B-Instruct",),
     "Qwen/Qwen2.5-1.5B": ("Qwen/Qwen2.5-1.5B-Instruct",),
     "Qwen/Qwen2.5-3B": ("Qwen/Qwen2.5-3B-Instruct",),
-    "Qwen/Qwen2.5-7B": ("Qwen/Qwen2.5-7B-Instruct",),
+    "Qwen/Qwen2.5-7B": (
+        "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-Coder-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+    ),
     "Qwen/Qwen2.5-14B": ("Qwen/Qwen2.5-14B-Instruct",),
-    "Qwen/Qwen2.5-32B": ("Qwen/Qwen2.5-32B-Instruct",),
-    "Qwen/Qwen2.5-72B": ("Qwen/Qwen2.5-72B-Instruct",),
+    "Qwen/Qwen2.5-32B": ("Qwen/Qwen2.5-32B-Instruct", "Qwen/Qwen2.5-Coder-32B-Instruct"),
+    "Qwen/Qwen2.5-72B": ("Qwen/Qwen2.5-72B-Instruct", "Qwen/Qwen2-72B-Instruct"),
     "google/gemma-2-9b": ("google/gemma-2-9b-it",),
     "google/gemma-2-2b": ("google/gemma-2-2b-it",),
     "google/gemma-2-27b": ("google/gemma-2-27b-it",),
@@ -301,7 +549,9 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "openai-community/gpt2-medium": ("gpt2-medium",),
     "openai-community/gpt2-large": ("gpt2-large",),
     "openai-community/gpt2-xl": ("gpt2-xl",),
-    "deepseek-ai/DeepSeek-V3": ("deepseek-ai/DeepSeek-V3-0324", "deepseek-ai/DeepSeek-V3-Base"),
+    "deepseek-ai/DeepSeek-V3": (
+        "deepseek-ai/DeepSeek-V3-0324", "deepseek-ai/DeepSeek-V3-Base", "deepseek-ai/DeepSeek-V3.1",
+    ),
     "deepseek-ai/DeepSeek-R1": ("deepseek-ai/DeepSeek-R1-0528",),
     "moonshotai/Kimi-K2-Instruct": ("moonshotai/Kimi-K2-Base", "kimi-k2"),
     "microsoft/Phi-4-mini-instruct": ("phi-4-mini",),
@@ -350,6 +600,8 @@ def main() -> None:
         }
     # The same model under two names.
     del models["meta-llama/Meta-Llama-3.1-8B"]
+    for name in ELSEWHERE:
+        models[name]["config"]["quantization_config"] = {"quant_method": "modelopt"}
     for name, config in SHAPES.items():
         models[name] = {"source": "the published sizes", "config": dict(sorted(config.items()))}
     for name, (like, changes, published) in VARIANTS.items():

@@ -34,7 +34,6 @@ MODELS: Final = {
     "DeepSeek-R1-Distill-Llama-8B class (131,053 B/token)": "DeepSeek-R1-Distill-Llama-8B",
     "Llama-3.1-8B class on TPU v5e-8 (131072 B/token)": "meta-llama/Llama-3.1-8B",
     "Nemotron LLM (32L x 8 x 128)": "meta-llama/Llama-3.1-8B",
-    "Qwen/Qwen3-30B-A3B-GPTQ-Int4": "Qwen/Qwen3-30B-A3B",
     "Qwen3-235B-A22B-FP8": "Qwen/Qwen3-235B-A22B-FP8",
     "Qwen3-30B-A3B (kvcached study)": "Qwen/Qwen3-30B-A3B",
     "Qwen3-8B-shape (36L x 8 x 128)": "Qwen/Qwen3-8B",
@@ -89,9 +88,13 @@ NOTHING: Final = {
     "A085": "the number of devices is not stated",
     "A090": "the vision model is not in the catalogue",
     "A098": "only a pool is printed",
+    "A099": "only a pool is printed",
+    "A100": "latents and index keys in the engine's own layout: 656 + 132 bytes a token and layer",
     "A102": "the row reports a wrong check of the engine",
     "A174": "the format of weights and cache is not stated",
+    "A190": "which modules are in which of two formats is not stated",
     "A211": "approximate, and without a pool",
+    "A212": "in what its experts are held is not stated: more than 4 bits, less than 8",
 }
 
 
