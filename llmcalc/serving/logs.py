@@ -818,7 +818,7 @@ def _identities(log: EngineLog) -> Iterator[Identity]:
 #: What vLLM prints in more than one line of a start.
 _STATED_AGAIN: Final = (
     "visible", "share", "free_at_start", "requested", "weights", "activation", "non_torch",
-    "consumed", "pool", "tokens", "blocks", "graphs", "graphs_estimated",
+    "consumed", "pool", "tokens", "graphs", "graphs_estimated",
 )  # fmt: skip
 
 

@@ -242,6 +242,20 @@ def test_replicas_of_a_mixture_share_its_experts() -> None:
     assert answer["weights"].computed == pytest.approx(16.43 * GiB, rel=0.005)
 
 
+def test_replicas_have_pools_of_their_own() -> None:
+    text = CONFIG.format(tensor=1) + (
+        "(EngineCore_DP0 pid=7) INFO Available KV cache memory: 58.11 GiB\n"
+        "(EngineCore_DP1 pid=8) INFO Available KV cache memory: 57.80 GiB\n"
+        "(EngineCore_DP0 pid=7) INFO GPU KV cache size: 476,016 tokens\n"
+        "(EngineCore_DP1 pid=8) INFO GPU KV cache size: 473,488 tokens\n"
+        "(APIServer pid=1) Engine 000: vllm cache_config_info after num_gpu_blocks is: 29751\n"
+        "(APIServer pid=1) Engine 001: vllm cache_config_info after num_gpu_blocks is: 29593\n"
+    )
+    log = serving.parse_log(text)
+    assert not log.broken(), log.broken()
+    assert [figure.value for figure in log.ranks("tokens")] == [476016, 473488]
+
+
 def test_an_unknown_model_of_a_log_is_neither_read_nor_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
