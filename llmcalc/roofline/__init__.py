@@ -15,6 +15,16 @@ Whole models, as folds over the ledger:
 * `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
 * `sweep`, `frontier`: steps for every device, layout and format, as a `Sweep`, a labelled table
   (`llmcalc.roofline.sweeps`).
+
+From these bounds to forecasts:
+
+* `Efficiency`: what share of a device an engine uses, and the time that a step then takes
+  (`llmcalc.roofline.efficiency`); those of engines that were calibrated
+  (`llmcalc.roofline.efficiencies`).
+* `forecast`: the most likely time of a generation; `run`: its steps
+  (`llmcalc.roofline.forecasts`).
+* `Measurement`: a measured time; `fit`: an efficiency from a few of them
+  (`llmcalc.roofline.fitting`).
 """
 
 from typing import TYPE_CHECKING
@@ -30,6 +40,10 @@ if TYPE_CHECKING:
     )
     from llmcalc.roofline.communication import Collective, collectives
     from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
+    from llmcalc.roofline.efficiencies import Calibration
+    from llmcalc.roofline.efficiency import Efficiency
+    from llmcalc.roofline.fitting import Fit, Measurement, fit
+    from llmcalc.roofline.forecasts import Forecast, Run, forecast, run
     from llmcalc.roofline.generations import Generation, generation
     from llmcalc.roofline.products import flops
     from llmcalc.roofline.sweeps import Sweep, frontier, sweep
@@ -38,11 +52,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Algorithm",
+    "Calibration",
     "Collective",
+    "Efficiency",
     "ExpertReads",
+    "Fit",
+    "Forecast",
     "Generation",
     "ItemTime",
+    "Measurement",
     "Requests",
+    "Run",
     "StepTime",
     "Sweep",
     "attention_bytes",
@@ -51,9 +71,12 @@ __all__ = [
     "bytes_moved",
     "collectives",
     "experts_touched",
+    "fit",
     "flops",
+    "forecast",
     "frontier",
     "generation",
+    "run",
     "step_time",
     "sweep",
 ]
@@ -64,6 +87,10 @@ __getattr__, __dir__ = exports(
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
         "communication": ("Collective", "collectives"),
         "counts": ("ExpertReads", "Requests", "experts_touched"),
+        "efficiencies": ("Calibration",),
+        "efficiency": ("Efficiency",),
+        "fitting": ("Fit", "Measurement", "fit"),
+        "forecasts": ("Forecast", "Run", "forecast", "run"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),
         "sweeps": ("Sweep", "frontier", "sweep"),

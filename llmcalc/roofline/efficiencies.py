@@ -1,0 +1,194 @@
+"""Efficiencies of engines on devices, calibrated on published measurements.
+
+* `get`: the calibration of an engine on a device.
+* `Calibration`: an efficiency, what it was fitted on and how well it fits.
+* `engines`, `devices`: what is calibrated.
+* `conventions`: how an engine computes a step, as arguments of `llmcalc.roofline.run`.
+
+`get` takes the calibration of the engine on that device. Only if asked to (`at_least`), it takes
+a coarser one where there is none, in this order, and `Calibration.level` says which:
+
+1. ``"device"``: the engine on this very device;
+2. ``"kernels"``: the engine in general, with what kernels alone reach on this device;
+3. ``"family"``: the engine on devices of the same family;
+4. ``"engine"``: the engine in general;
+5. ``"general"``: the mean of all engines, which must be asked for by that name.
+
+They are fitted together: what is known of the engine and of the device elsewhere is where a fit
+of few measurements starts from. ``scripts/fit_efficiencies.py`` makes the figures, and the page
+[Forecasts](../reference/forecasts.md), which holds each fit's residuals and how well forecasts do
+for models and devices that were left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import attrs
+
+from llmcalc import hardware
+from llmcalc.boundary import choice
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError, UnknownNameError
+from llmcalc.hardware import DeviceSpec
+from llmcalc.roofline.efficiency import Efficiency
+
+__all__ = ["Calibration", "Fallback", "Level", "conventions", "devices", "engines", "get"]
+
+#: How close a calibration is to what was asked for, closest first.
+Level: TypeAlias = Literal["device", "kernels", "family", "engine", "general", "own"]
+
+#: How far `get` may go from what was asked for.
+Fallback: TypeAlias = Literal["device", "kernels", "family", "engine"]
+
+#: The levels of the catalogue, in the order in which they are tried.
+_ORDER: Final = ("device", "kernels", "family", "engine")
+
+#: The name of the calibration of no engine.
+GENERAL: Final = "general"
+
+
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class Calibration(Described):
+    """An efficiency, and what it rests on.
+
+    `level` says how close it is to what was asked for. `median_error` and `p90_error` are the
+    median and the 90th percentile of the absolute relative error over so many `measurements`: for
+    a device those of the fit itself, for coarser levels those of devices or engines that were
+    left out of it. They are `None` where there is nothing to compare with.
+    """
+
+    efficiency: Efficiency
+    level: Level
+    engine: str | None = None
+    device: str | None = None
+    measurements: int = 0
+    median_error: float | None = None
+    p90_error: float | None = None
+
+    @classmethod
+    def own(cls, efficiency: Efficiency) -> Calibration:
+        """Return an efficiency of a user's own as a calibration."""
+        return cls(efficiency=efficiency, level="own")
+
+
+@cache
+def _table() -> dict[str, Any]:
+    import json
+    from pathlib import Path
+
+    file = Path(__file__).parent.parent / "data" / "efficiencies.json"
+    table: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return table
+
+
+def engines() -> tuple[str, ...]:
+    """Return the names of the calibrated engines.
+
+    >>> from llmcalc.roofline import efficiencies
+    >>> "llama.cpp" in efficiencies.engines()
+    True
+    """
+    return tuple(_table()["engines"])
+
+
+def devices(engine: str) -> tuple[str, ...]:
+    """Return the devices that an engine is calibrated on.
+
+    >>> from llmcalc.roofline import efficiencies
+    >>> "RTX-3090" in efficiencies.devices("llama.cpp")
+    True
+    """
+    return tuple(_engine(engine)["devices"])
+
+
+def conventions(engine: str, device: str | DeviceSpec) -> dict[str, Any]:
+    """Return how an engine computes a step on a device, as arguments of `llmcalc.roofline.run`.
+
+    >>> from llmcalc.roofline import efficiencies
+    >>> efficiencies.conventions("llama.cpp", "RTX-3090")
+    {'attention': 'standard', 'activations': 'fp32', 'chunk': 512, 'compute': 'fp16_fp16acc'}
+    """
+    stated = dict(_engine(engine)["conventions"])
+    chip = hardware.get(device)
+    numbers = stated.pop("compute", None)
+    if numbers is not None:
+        # Without any of them there is no peak, which a step then says.
+        stated["compute"] = next((n for n in numbers if n in chip.peak_flops), numbers[0])
+    return stated
+
+
+def get(
+    engine: str, device: str | DeviceSpec | None = None, *, at_least: Fallback = "device"
+) -> Calibration:
+    """Return the calibration of an engine on a device.
+
+    Without a device it is that of the engine in general; ``"general"`` is the mean of all engines,
+    and takes no device. Raises `llmcalc.LlmcalcError`, with what is known, for an engine that is
+    not calibrated, and for a device that it is not calibrated on, unless `at_least` names a
+    coarser level to fall back to.
+
+    >>> from llmcalc.roofline import efficiencies
+    >>> efficiencies.get("llama.cpp", "RTX-3090").level
+    'device'
+    >>> efficiencies.get("llama.cpp", "RTX-4090", at_least="engine").level
+    'family'
+    >>> efficiencies.get("llama.cpp", "RTX-4090")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    llmcalc.errors.InvalidValueError: device = 'RTX-4090': llama.cpp is not calibrated on it...
+    """
+    choice(at_least, "at_least", _ORDER)
+    if engine == GENERAL:
+        if device is not None:
+            raise InvalidValueError("device", device, "the general calibration is of no device")
+        return _calibration(_table()[GENERAL], "general", None, None)
+    found = _engine(engine)
+    if device is None:
+        return _calibration(found, "engine", engine, None)
+    chip = hardware.get(device)
+    candidates = {
+        "device": found["devices"].get(chip.name),
+        "kernels": found["kernels"].get(chip.name),
+        "family": found["families"].get(_family(chip.name)),
+        "engine": found,
+    }
+    for level in _ORDER[: _ORDER.index(at_least) + 1]:
+        if candidates[level] is not None:
+            return _calibration(candidates[level], level, engine, chip.name)
+    known = ", ".join(found["devices"])
+    possible = next(level for level in _ORDER if candidates[level] is not None)
+    rule = (
+        f"{engine} is not calibrated on it, only on {known}; "
+        f"at_least={possible!r} takes the nearest coarser calibration"
+    )
+    raise InvalidValueError("device", chip.name, rule)
+
+
+def _engine(engine: str) -> dict[str, Any]:
+    table: dict[str, Any] = _table()["engines"]
+    found: dict[str, Any] | None = table.get(str(engine))
+    if found is None:
+        raise UnknownNameError("engine", str(engine), (*table, GENERAL))
+    return found
+
+
+def _family(device: str) -> str | None:
+    families: Mapping[str, list[str]] = _table()["families"]
+    return next((name for name, members in families.items() if device in members), None)
+
+
+def _calibration(
+    row: Mapping[str, Any], level: str, engine: str | None, device: str | None
+) -> Calibration:
+    return Calibration(
+        efficiency=Efficiency(**_table()["structure"], **row["efficiency"]),
+        level=cast("Level", level),
+        engine=engine,
+        device=device,
+        measurements=row["measurements"],
+        median_error=row["median_error"],
+        p90_error=row["p90_error"],
+    )

@@ -1,0 +1,573 @@
+r"""From the bound of a step to a forecast: what share of its device an engine gets to use.
+
+* `Efficiency`: the shares and the fixed costs, and the time that a step takes under them.
+* `Work`: what of a step an efficiency looks at; its `Products` and its `Attention` calls.
+
+A step's bound says what no engine can beat; an `Efficiency` says by how much one misses it. It
+is kept apart from the bound: `llmcalc.roofline.times` knows nothing of it, and the efficiency
+that every parameter's default makes is the bound itself.
+
+With peak rate :math:`P`, bandwidth :math:`B`, link :math:`K`, and for each matrix product its
+FLOPs :math:`F`, weight bytes :math:`W` and how many layers :math:`L` have it
+
+.. math::
+    t_\text{product} = \Big\| \frac{F}{c P} + L\,\tau,\ \frac{W}{b B} \Big\|_s
+                       + \frac{\epsilon E}{b B}
+    \qquad
+    t_\text{attention} = \Big\| \frac{F + \rho\,F_1}{c_a P},\ \frac{C}{b_a B} \Big\|_s
+
+where :math:`\|x, y\|_s = (x^s + y^s)^{1/s}` (`sharpness`), :math:`c`, :math:`b`, :math:`c_a` and
+:math:`b_a` are shares of the peak and of the bandwidth, :math:`\tau` is what a product takes to
+fill and to drain (so that small products reach a smaller share), :math:`E` are packed weights
+that are first brought to 16 bits, :math:`C` cache bytes, and :math:`F_1` the FLOPs of one query
+against all keys at hand, of which a kernel computes :math:`\rho` more than it needs. Activation
+bytes move `activation_passes` times besides, scores `score_passes` times; each product and each
+attention call costs `kernel_seconds`, each step `step_seconds`; and an exchange between :math:`n`
+ranks takes :math:`\lambda (1 + \log_2 n) / 2` before its bytes go over the share `link` of the
+link. So the share of the bandwidth that a read of so many bytes reaches is
+:math:`b\, W / (W + b B \kappa)` with :math:`\kappa` seconds of fixed cost.
+
+All terms are sums of non-negative parts, and shares are at most 1: a forecast is never below the
+bound, and more work never takes less time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import attrs
+
+from llmcalc.boundary import is_array, larger, smaller
+from llmcalc.breakdown import Term
+from llmcalc.described import Described
+from llmcalc.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llmcalc.hardware import DeviceSpec
+    from llmcalc.roofline.times import StepTime
+
+__all__ = ["Attention", "Efficiency", "Products", "Work"]
+
+#: Products of more tokens than this bring packed weights to 16 bits first, where an engine does.
+#: Source: llama.cpp ``ggml-cuda/mmq.cuh`` (``MMQ_MAX_BATCH_SIZE``); exllama and AutoAWQ have such
+#: a limit too.
+EXPANDED_FROM: Final = 32
+
+#: Weights of fewer bytes than this are packed.
+_PACKED_BELOW: Final = 1.5
+
+#: The factors of a term that count tokens, and those that count layers.
+_TOKENS: Final = frozenset({"tokens", "requests", "tokens of all requests"})
+_LAYERS: Final = frozenset({"layers", "uses"})
+
+
+def _share(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InvalidValueError(attribute.name, value, "must be a share, above 0 and at most 1")
+
+
+def _cost(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        raise InvalidValueError(attribute.name, value, "must be a number of at least 0")
+
+
+def _cost_or_infinite(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value != math.inf:
+        _cost(_, attribute, value)
+
+
+def _overlap(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidValueError(attribute.name, value, "must be from 0 to 1")
+
+
+def _exponent(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        raise InvalidValueError(attribute.name, value, "must be a number of at least 1")
+
+
+def _field(default: float, validator: Callable[[Any, attrs.Attribute[Any], Any], None]) -> Any:
+    return attrs.field(default=default, validator=validator)
+
+
+@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+class Efficiency(Described):
+    """How much of a device an engine uses; without arguments, all of it.
+
+    Shares of what the vendor promises, each above 0 and at most 1:
+
+    `compute`, `attention_compute`
+        The peak rate that large matrix products reach, and that attention's reach.
+    `bandwidth`, `cache_bandwidth`
+        The memory bandwidth at which weights and activations are read, and caches are.
+    `link`
+        The link's rate that exchanges between devices reach.
+
+    Fixed costs and extra work, each at least 0:
+
+    `product_seconds`
+        What a matrix product takes to fill and to drain, beside the time of its FLOPs.
+    `kernel_seconds`
+        What every matrix product and every attention call costs besides, however small.
+    `step_seconds`
+        What every step costs besides: scheduling, sampling, the host.
+    `collective_seconds`
+        The latency of an exchange between two devices.
+    `attention_tile`
+        How many queries' worth of FLOPs attention computes beyond those that there are.
+    `activation_passes`, `score_passes`
+        How often activations, and the scores of attention that is not fused, move, in units of
+        what `llmcalc.roofline.bytes_moved` counts for them.
+    `expansion_bytes`
+        The bytes moved for each packed weight that is brought to 16 bits before a large product.
+
+    And how parts combine:
+
+    `sharpness`
+        The exponent with which compute and memory time of one item add up: infinite for the
+        longer of the two, 1 for their sum.
+    `overlap`
+        From 0, items run one after another, to 1, all compute overlaps with all reads.
+    `stage_overlap`, `layers_ahead`
+        How much of the ideal gain pipeline stages make that work on several micro-batches at
+        once, from 0 to 1; and how many layers' kernels the host launches ahead of the device,
+        so that besides the micro-batch at work only so many layers' worth of them are in flight.
+
+    Raises `llmcalc.LlmcalcError` for a value outside its range.
+
+    >>> from llmcalc import load_model, roofline
+    >>> step = roofline.step_time(
+    ...     load_model("llama-3-8b"), "H100-SXM-80GB", batch=1, new=1, past=4095,
+    ...     weights="bf16", kv="bf16",
+    ... )
+    >>> round(roofline.Efficiency().seconds(step) / step.bound_seconds, 12)
+    1.0
+    >>> mine = roofline.Efficiency(bandwidth=0.85, cache_bandwidth=0.8, kernel_seconds=3e-6)
+    >>> round(1e3 * mine.seconds(step), 2)
+    6.24
+    """
+
+    compute: float = _field(1.0, _share)
+    product_seconds: float = _field(0.0, _cost)
+    bandwidth: float = _field(1.0, _share)
+    kernel_seconds: float = _field(0.0, _cost)
+    attention_compute: float = _field(1.0, _share)
+    attention_tile: float = _field(0.0, _cost)
+    cache_bandwidth: float = _field(1.0, _share)
+    activation_passes: float = _field(0.0, _cost)
+    score_passes: float = _field(0.0, _cost)
+    expansion_bytes: float = _field(0.0, _cost)
+    step_seconds: float = _field(0.0, _cost)
+    link: float = _field(1.0, _share)
+    collective_seconds: float = _field(0.0, _cost)
+    sharpness: float = _field(math.inf, _exponent)
+    overlap: float = _field(1.0, _overlap)
+    stage_overlap: float = _field(1.0, _overlap)
+    layers_ahead: float = attrs.field(default=math.inf, validator=_cost_or_infinite)
+
+    def seconds(self, step: StepTime) -> Any:
+        """Return how long a step takes: a float, or an array for array arguments.
+
+        It is never less than the step's `bound_seconds` and the time of what it exchanges.
+        """
+        work = Work.of(step)
+        return work.whole(sum(part_seconds(self, work).values()))
+
+    def parts(self, step: StepTime) -> Mapping[str, Any]:
+        """Return what the seconds of a step are made of; they sum to `seconds`.
+
+        >>> from llmcalc import load_model, roofline
+        >>> step = roofline.step_time(
+        ...     load_model("llama-3-8b"), "RTX-4090", batch=1, new=1, past=511,
+        ...     weights="fp16", kv="fp16",
+        ... )
+        >>> mine = roofline.Efficiency(bandwidth=0.9, kernel_seconds=5e-6, step_seconds=2e-4)
+        >>> for name, seconds in mine.parts(step).items():
+        ...     print(f"{name:<22}{1e3 * seconds:7.3f} ms")
+        products and attention 16.612 ms
+        expanded weights        0.000 ms
+        activations             0.000 ms
+        kernels                 1.285 ms
+        step                    0.200 ms
+        exchanges               0.000 ms
+        """
+        work = Work.of(step)
+        return {name: work.whole(part) for name, part in part_seconds(self, work).items()}
+
+    def pipelining(self, *, stages: int, micro_batches: float, layers: int) -> float:
+        """Return by which factor stages that work at the same time shorten a step's time.
+
+        A step that passes `stages` one after another as so many `micro_batches` takes, ideally,
+        as long as that many and `stages` - 1 stages of one micro-batch. No more micro-batches are
+        in flight than `layers_ahead` allows.
+
+        >>> from llmcalc import roofline
+        >>> roofline.Efficiency().pipelining(stages=4, micro_batches=8, layers=32)
+        0.34375
+        """
+        return float(pipelining(self, stages, micro_batches, layers))
+
+
+def pipelining(e: Any, stages: Any, micro_batches: Any, layers: Any) -> Any:
+    """Return the factor of `Efficiency.pipelining`; `e` and arguments may hold arrays."""
+    ideal = 1 - (micro_batches + stages - 1) / (micro_batches * stages)
+    flying = 1 + e.layers_ahead / layers
+    limited = (1 - 1 / flying) * (1 - 1 / micro_batches)
+    return 1 - e.stage_overlap * _least(ideal, limited, 2 * e.sharpness)
+
+
+class Products(NamedTuple):
+    """Matrix products: FLOPs, weight bytes, layers, and packed weights brought to 16 bits.
+
+    `at` numbers the point of the work that each belongs to; `None` is one product at every point.
+    """
+
+    at: NDArray[Any] | None
+    flops: Any
+    bytes: Any
+    layers: Any
+    packed: Any
+
+
+class Attention(NamedTuple):
+    """Attention calls: FLOPs, those of one query more in each request, and cache bytes."""
+
+    at: NDArray[Any] | None
+    flops: Any
+    query_flops: Any
+    bytes: Any
+
+
+class Work(NamedTuple):
+    """What of a step an efficiency looks at, at each of so many `points`, one after another.
+
+    Figures are numbers, or arrays with one for every point. `other_bytes` are weights that are
+    read and not multiplied; `steps` is 1 where a point is a whole step, and 0 where it is a
+    kernel; `latencies` weighs each exchange by its ranks, and `given_latency` is what the step
+    itself charges for them. `shape` is that of the step's arguments.
+    """
+
+    shape: tuple[int, ...] | None
+    points: int
+    products: tuple[Products, ...]
+    attention: tuple[Attention, ...]
+    other_bytes: Any
+    activation_bytes: Any
+    score_bytes: Any
+    kernels: Any
+    steps: Any
+    latencies: Any
+    given_latency: Any
+    sent_bytes: Any
+    link: Any
+    peak: Any
+    bandwidth: Any
+
+    @classmethod
+    def of(cls, step: StepTime) -> Work:
+        """Return the work of a step."""
+        return _Reading(step).work()
+
+    @classmethod
+    def of_kernel(
+        cls,
+        device: DeviceSpec,
+        *,
+        compute: str,
+        product_flops: float = 0.0,
+        weight_bytes: float = 0.0,
+        activation_bytes: float = 0.0,
+        attention_flops: float = 0.0,
+        cache_bytes: float = 0.0,
+        exchanged_by: int = 0,
+        message_bytes: float = 0.0,
+    ) -> Work:
+        """Return the work of a single kernel: a matrix product, an attention call, an all-reduce.
+
+        A product multiplies `weight_bytes` and reads and writes `activation_bytes`, in the number
+        format `compute`; attention reads `cache_bytes`; an all-reduce sums `message_bytes` over
+        `exchanged_by` devices. Raises `llmcalc.LlmcalcError` where no link is known.
+
+        >>> from llmcalc import hardware
+        >>> from llmcalc.roofline.efficiency import Work
+        >>> product = Work.of_kernel(
+        ...     hardware.get("H100-SXM-80GB"), compute="bf16", product_flops=2 * 4096**3,
+        ...     weight_bytes=2 * 4096**2, activation_bytes=4 * 4096**2,
+        ... )
+        >>> len(product.products), product.kernels
+        (1, 1)
+        """
+        link = device.link_bytes_per_second_per_direction
+        if link is None:
+            link = device.host_link_bytes_per_second_per_direction
+        if exchanged_by > 1 and link is None:
+            raise InvalidValueError("device", device.name, "has no figure for a link")
+        products = (Products(None, product_flops, weight_bytes, 1, 0.0),) if product_flops else ()
+        attention = (Attention(None, attention_flops, 0.0, cache_bytes),) if attention_flops else ()
+        exchanged = exchanged_by > 1
+        return cls(
+            shape=None,
+            points=1,
+            products=products,
+            attention=attention,
+            other_bytes=0.0,
+            activation_bytes=activation_bytes,
+            score_bytes=0.0,
+            kernels=len(products) + len(attention),
+            steps=0,
+            latencies=_rounds("all-reduce", exchanged_by) if exchanged else 0.0,
+            given_latency=0.0,
+            sent_bytes=2 * (1 - 1 / exchanged_by) * message_bytes if exchanged else 0.0,
+            link=float(link or 1),
+            peak=float(device.peak(compute)),
+            bandwidth=float(device.bandwidth_bytes_per_second),
+        )
+
+    def whole(self, values: Any) -> Any:
+        """Return a figure of every point in the shape of the step's arguments."""
+        import numpy as np
+
+        if self.shape is None:
+            return float(values)
+        return np.broadcast_to(values, (self.points,)).reshape(self.shape)
+
+    @classmethod
+    def joined(cls, works: Sequence[Work]) -> Work:
+        """Return several works as one, with their points one after another."""
+        import numpy as np
+
+        starts = np.cumsum([0, *(work.points for work in works)])
+
+        def items(pick: Callable[[Work], tuple[Any, ...]], kind: Any) -> tuple[Any, ...]:
+            found: list[list[Any]] = []
+            for work, start in zip(works, starts, strict=False):
+                for item in pick(work):
+                    at = start + np.arange(work.points)
+                    flat = [np.broadcast_to(value, (work.points,)) for value in item[1:]]
+                    found.append([at, *flat])
+            if not found:
+                return ()
+            columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+            return (kind(columns[0], *(column.astype(float) for column in columns[1:])),)
+
+        flat = {
+            name: np.concatenate(
+                [np.broadcast_to(getattr(work, name), (work.points,)) for work in works]
+            ).astype(float)
+            for name in cls._fields[4:]
+        }
+        products = items(lambda work: work.products, Products)
+        attention = items(lambda work: work.attention, Attention)
+        return cls(None, int(starts[-1]), products, attention, **flat)
+
+
+class _Reading:
+    """Gathers a step's terms by the item that they belong to."""
+
+    def __init__(self, step: StepTime) -> None:
+        import numpy as np
+
+        self.step = step
+        total = step.bytes.total
+        self.shape = np.shape(total) if is_array(total) else None
+        self.points = math.prod(self.shape or ())
+        #: FLOPs, weight bytes, layers, tokens and the share of experts that are read twice over.
+        self.products: dict[tuple[str, ...], list[Any]] = {}
+        #: FLOPs, pairs, layers, cache bytes, keys.
+        self.attention: dict[tuple[str, ...], list[Any]] = {}
+        self.other: Any = 0
+        self.activations: Any = 0
+        self.scores: Any = 0
+
+    def work(self) -> Work:
+        for term in self.step.flops.terms:
+            self._flops(term)
+        for term in self.step.bytes.terms:
+            self._bytes(term)
+        products, attention = tuple(self._multiplied()), list(self._attended())
+        step = self.step
+        exchanges = step.collectives
+        return Work(
+            shape=self.shape,
+            points=self.points,
+            products=products,
+            attention=tuple(one for one, _ in attention),
+            other_bytes=self._flat(self.other),
+            activation_bytes=self._flat(self.activations),
+            score_bytes=self._flat(self.scores),
+            kernels=sum(one.layers for one in products) + sum(layers for _, layers in attention),
+            steps=1,
+            latencies=sum(one.count * _rounds(one.kind, one.ranks) for one in exchanges),
+            given_latency=step.collective_latency_seconds * sum(one.count for one in exchanges),
+            sent_bytes=self._flat(sum(one.sent_bytes for one in exchanges)),
+            link=step.link_bytes_per_second or 1.0,
+            peak=float(step.peak_flops),
+            bandwidth=float(step.device.bandwidth_bytes_per_second),
+        )
+
+    def _flops(self, term: Term[Any]) -> None:
+        *place, name = term.path
+        head, _, part = name.partition(".")
+        if part in {"scores", "values"}:
+            key = tuple(place)
+            found = self.attention.setdefault(key, [0, 0, _layers(term), 0, 0])
+            found[0] = found[0] + term.value
+            found[1] = _product(term, lambda named: "pairs" in named or named == "requests")
+            return
+        found = self.products.setdefault((*place, head), [0, 0, _layers(term), 0, 1.0])
+        found[0] = found[0] + term.value
+        found[3] = _product(term, _TOKENS.__contains__)
+        found[4] = found[4] / _product(term, "experts per token".__eq__)
+
+    def _bytes(self, term: Term[Any]) -> None:
+        group, *place, name = term.path
+        if group == "weights":
+            found = self.products.get((*place, name.partition(".")[0]))
+            if found is None:
+                self.other = self.other + term.value
+                return
+            found[1] = found[1] + term.value
+            if any(named == "experts read" for _, named in term.factors):
+                # The FLOPs are those of the experts of each token, the bytes those of all read.
+                read = _product(term, "experts read".__eq__)
+                self.products[*place, name.partition(".")[0]] = [*found[:5], read]
+        elif group == "activations":
+            if name.endswith(".scores"):
+                self.scores = self.scores + term.value
+            else:
+                self.activations = self.activations + term.value
+        else:
+            found = self.attention.setdefault(tuple(place), [0, 0, 0, 0, 0])
+            found[3] = found[3] + term.value
+            if group == "cache read":
+                found[4] = _most(found[4], _product(term, _TOKENS.__contains__))
+
+    def _multiplied(self) -> Iterator[Products]:
+        import numpy as np
+
+        for flops, moved, layers, tokens, share, *read in self.products.values():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                weights = np.asarray(flops, float) / (2 * np.asarray(tokens, float))
+                weights = weights * share * (read[0] if read else 1)
+                wide = np.asarray(tokens) > EXPANDED_FROM
+                packed = (np.asarray(moved, float) < _PACKED_BELOW * weights) & wide
+            brought = self._flat(np.where(packed, weights, 0.0))
+            yield Products(None, self._flat(flops), self._flat(moved), layers, brought)
+
+    def _attended(self) -> Iterator[tuple[Attention, int]]:
+        import numpy as np
+
+        for flops, pairs, layers, moved, keys in self.attention.values():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                each = np.asarray(flops, float) / np.asarray(pairs, float)
+            more = np.where(np.asarray(pairs) > 0, each, 0.0) * keys
+            yield Attention(None, self._flat(flops), self._flat(more), self._flat(moved)), layers
+
+    def _flat(self, value: Any) -> Any:
+        """Return a figure as a float, or where it is an array as one for every point."""
+        import numpy as np
+
+        if np.ndim(value) == 0:
+            return float(value)
+        return np.broadcast_to(np.asarray(value, float), self.shape or ()).reshape(-1)
+
+
+def _product(term: Term[Any], counted: Callable[[str], bool]) -> Any:
+    value: Any = 1
+    for factor, name in term.factors:
+        if counted(name):
+            value = value * factor
+    return value
+
+
+def _layers(term: Term[Any]) -> int:
+    return int(_product(term, _LAYERS.__contains__))
+
+
+def _most(a: Any, b: Any) -> Any:
+    import numpy as np
+
+    return np.maximum(a, b)
+
+
+def _rounds(kind: str, ranks: int) -> float:
+    """Return how many latencies of two ranks an exchange takes; it grows with their logarithm."""
+    return 1.0 if kind == "send" else (1 + math.log2(ranks)) / 2
+
+
+def part_seconds(e: Any, work: Work) -> dict[str, Any]:
+    """Return the parts of the time of every point of a work, by their names.
+
+    `e` has the parameters of an `Efficiency`, as numbers; or as arrays with a value for every
+    point, and then ``e.at(points)`` gives those of some of them.
+    """
+    serial: Any = 0.0
+    compute_seconds: Any = 0.0
+    memory_seconds: Any = work.other_bytes / (work.bandwidth * e.bandwidth)
+    expanded: Any = 0.0
+
+    def of(values: Any, at: Any) -> Any:
+        return values if at is None or not is_array(values) else values[at]
+
+    def summed(values: Any, at: Any) -> Any:
+        if at is None:
+            return values
+        import numpy as np
+
+        return np.bincount(at, values, minlength=work.points)
+
+    for one in work.products:
+        mine = e if one.at is None else e.at(one.at)
+        compute = one.flops / (of(work.peak, one.at) * mine.compute)
+        compute = compute + one.layers * mine.product_seconds
+        rate = of(work.bandwidth, one.at) * mine.bandwidth
+        memory = one.bytes / rate
+        serial = serial + summed(_norm(compute, memory, e.sharpness), one.at)
+        expanded = expanded + summed(one.packed * mine.expansion_bytes / rate, one.at)
+        compute_seconds = compute_seconds + summed(compute, one.at)
+        memory_seconds = memory_seconds + summed(memory, one.at)
+    for call in work.attention:
+        mine = e if call.at is None else e.at(call.at)
+        compute = call.flops + mine.attention_tile * call.query_flops
+        compute = compute / (of(work.peak, call.at) * mine.attention_compute)
+        memory = call.bytes / (of(work.bandwidth, call.at) * mine.cache_bandwidth)
+        serial = serial + summed(_norm(compute, memory, e.sharpness), call.at)
+        compute_seconds = compute_seconds + summed(compute, call.at)
+        memory_seconds = memory_seconds + summed(memory, call.at)
+    serial = serial + work.other_bytes / (work.bandwidth * e.bandwidth)
+    parallel = _norm(compute_seconds, memory_seconds, e.sharpness)
+    moved = e.activation_passes * work.activation_bytes + e.score_passes * work.score_bytes
+    return {
+        "products and attention": (1 - e.overlap) * serial + e.overlap * parallel,
+        "expanded weights": expanded,
+        "activations": moved / (work.bandwidth * e.bandwidth),
+        "kernels": work.kernels * e.kernel_seconds,
+        "step": work.steps * e.step_seconds,
+        "exchanges": larger(work.given_latency, work.latencies * e.collective_seconds)
+        + work.sent_bytes / (work.link * e.link),
+    }
+
+
+def _norm(a: Any, b: Any, exponent: Any) -> Any:
+    """Return the norm of two times that are at least 0."""
+    most = larger(a, b)
+    if exponent == math.inf:
+        return most
+    return most * (1 + _ratio(smaller(a, b), most) ** exponent) ** (1 / exponent)
+
+
+def _least(a: Any, b: Any, exponent: Any) -> Any:
+    """Return the less of two gains, rounded off where they are nearly equal."""
+    least = smaller(a, b)
+    if exponent == math.inf:
+        return least
+    return least / (1 + _ratio(least, larger(a, b)) ** exponent) ** (1 / exponent)
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    """Return a / b of numbers that are at least 0, and 0 where both are."""
+    return a / (b + (b == 0))

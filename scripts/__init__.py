@@ -1,0 +1,1 @@
+"""What makes the data and the pages of this project; no part of the library."""
