@@ -113,7 +113,7 @@ class ShardedDecoder(TinyDecoder):
         if not self.last:
             dist.send(x.full_tensor().contiguous(), dist.get_rank() + neighbour)
             return None
-        x = _normed(x, self._modules.get("norm"))
+        x = _normed(x, self.norm)
         head = self.output_projection
         weight = self.token_embedding.weight if self.spec.head.tied else head.weight
         logits: Any = nn.functional.linear(x, weight, head.bias)

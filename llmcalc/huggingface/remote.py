@@ -204,7 +204,9 @@ def bailing_moe(config: Config, name: str) -> ModelSpec:
     inclusionAI/Ling-mini-2.0.
     """
     norm, bias = rms_norm(config), config.flag("use_bias")
-    norms = {"query_norm": norm, "key_norm": norm} if config.flag("use_qk_norm") else {}
+    norms: dict[str, Any] = {}
+    if config.flag("use_qk_norm"):
+        norms = {"query_norm": norm, "key_norm": norm}
     width = config.optional_size("head_dim")
     if width is None:
         width = head_dim(
@@ -309,6 +311,6 @@ def _nas_inner(block: Any, embed: int) -> int | None:
     if said is None:
         return None
     factor = said.get("ffn_mult")
-    if type(factor) not in {int, float} or not 0 < factor <= 1000:
+    if type(factor) is not int and type(factor) is not float or not 0 < factor <= 1000:
         raise InvalidValueError("block_configs: ffn_mult", factor, "must be a positive number")
     return -(-int(2 * factor * embed / 3) // 256) * 256
