@@ -311,6 +311,6 @@ def _nas_inner(block: Any, embed: int) -> int | None:
     if said is None:
         return None
     factor = said.get("ffn_mult")
-    if type(factor) is not int and type(factor) is not float or not 0 < factor <= 1000:
+    if (type(factor) is not int and type(factor) is not float) or not 0 < factor <= 1000:
         raise InvalidValueError("block_configs: ffn_mult", factor, "must be a positive number")
     return -(-int(2 * factor * embed / 3) // 256) * 256
