@@ -73,7 +73,7 @@ class TextbookFeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(width, inner)
         self.fc2 = nn.Linear(inner, width)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(p=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         result: Tensor = self.fc2(self.dropout(F.relu(self.fc1(x))))
@@ -89,7 +89,7 @@ class TextbookLayer(nn.Module):
         self.feed_forward = TextbookFeedForward(width, inner)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(0.1)
+        self.dropout = nn.Dropout(p=0.1)
 
     def forward(self, x: Tensor, past: Any) -> tuple[Tensor, Any]:
         mixed, cache = self.attention(self.norm1(x), past)

@@ -49,6 +49,74 @@ def wrong(spec: ModelSpec, device: DeviceSpec) -> None:
 """
 
 
+_INTS = "numpy.ndarray[tuple[Any, ...], numpy.dtype[Any]]"
+_FLOATS = "numpy.ndarray[tuple[Any, ...], numpy.dtype[numpy.floating[Any]]]"
+
+#: Expressions, by the type that must be revealed. In them ``ints`` is an integer array; arguments
+#: that do not matter here are in `_SPELLED_OUT`.
+REVEALED = {
+    "int": [
+        "memory.parameters(spec).total",
+        "memory.kv_cache_bytes(spec, context=1, kv='bf16').total",
+        "roofline.flops(spec, batch=1, new=1, past=0).total",
+        "roofline.attention_flops(queries=1, keys=1, head_dim=1)",
+        "roofline.attention_bytes(queries=1, keys=1, head_dim=1, **how)",
+    ],
+    "int | None": ["memory.max_batch_size(spec, device_memory=1, context=1, **formats)"],
+    "float": ["roofline.attention_intensity(queries=1, keys=1, head_dim=1, **how)"],
+    "llmcalc.memory.ContextLimit | None": [
+        "memory.max_context(spec, device_memory=1, **formats)",
+    ],
+    "llmcalc.memory.Fit": ["memory.fit(spec, device_memory=1, context=1, **formats)"],
+    "llmcalc.breakdown.Breakdown[llmcalc.units.Params, int]": ["memory.parameters(spec)"],
+    "llmcalc.breakdown.Breakdown[llmcalc.units.Bytes, int]": [
+        "memory.weight_bytes(spec, weights='bf16')",
+        "memory.kv_cache_bytes(spec, context=1, kv='bf16')",
+        "roofline.bytes_moved(spec, batch=1, new=1, past=0, **formats)",
+    ],
+    "llmcalc.breakdown.Breakdown[llmcalc.units.Flops, int]": [
+        "roofline.flops(spec, batch=1, new=1, past=0)",
+    ],
+    f"llmcalc.breakdown.Breakdown[llmcalc.units.Bytes, {_INTS}]": [
+        "memory.kv_cache_bytes(spec, context=ints, kv='bf16')",
+        "memory.kv_cache_bytes(spec, context=1, batch=ints, kv='bf16')",
+        "roofline.bytes_moved(spec, batch=1, new=1, past=ints, **formats)",
+    ],
+    f"llmcalc.breakdown.Breakdown[llmcalc.units.Flops, {_INTS}]": [
+        "roofline.flops(spec, batch=ints, new=1, past=0)",
+        "roofline.flops(spec, batch=1, new=ints, past=0)",
+        "roofline.flops(spec, batch=1, new=1, past=ints)",
+    ],
+    _INTS: [
+        "memory.max_batch_size(spec, device_memory=ints, context=1, **formats)",
+        "memory.max_batch_size(spec, device_memory=1, context=ints, **formats)",
+        "memory.max_context(spec, device_memory=ints, **formats)",
+        "memory.max_context(spec, device_memory=1, batch=ints, **formats)",
+        "roofline.attention_flops(queries=ints, keys=1, head_dim=1)",
+        "roofline.attention_flops(queries=1, keys=ints, head_dim=1)",
+        "roofline.attention_flops(queries=1, keys=1, head_dim=1, batch=ints)",
+        "roofline.attention_bytes(queries=ints, keys=ints, head_dim=1, **how)",
+    ],
+    _FLOATS: [
+        "roofline.attention_intensity(queries=1, keys=ints, head_dim=1, **how)",
+        "roofline.attention_intensity(queries=1, keys=1, head_dim=1, batch=ints, **how)",
+    ],
+}
+_REVEAL = """\
+import numpy as np
+from numpy.typing import NDArray
+
+from llmcalc import ModelSpec, memory, roofline
+
+
+def reveal(spec: ModelSpec, ints: NDArray[np.int64]) -> None:
+"""
+_SPELLED_OUT = {
+    "**formats": "weights='bf16', kv='bf16'",
+    "**how": "element_bytes=2, algorithm='flash'",
+}
+
+
 def mypy(*arguments: str) -> str:
     """Run mypy strict by the project's settings, and return what it prints."""
     done = subprocess.run(
@@ -83,3 +151,14 @@ def test_every_mistake_is_an_error_and_nothing_else_is(tmp_path: Path) -> None:
         if "# E: " in line
     }
     assert found == expected
+
+
+def test_scalars_and_arrays_reveal_their_own_types(tmp_path: Path) -> None:
+    pairs = [(kind, call) for kind, calls in REVEALED.items() for call in calls]
+    text = _REVEAL + "".join(f"    reveal_type({call})\n" for _, call in pairs)
+    for short, long in _SPELLED_OUT.items():
+        text = text.replace(short, long)
+    path = tmp_path / "revealed.py"
+    path.write_text(text, encoding="utf-8")
+    revealed = re.findall(r'note: Revealed type is "(.*)"', mypy(str(path)))
+    assert revealed == [kind for kind, _ in pairs]
