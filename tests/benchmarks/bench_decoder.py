@@ -9,7 +9,8 @@ Three comparisons, for the assignment's decoder (d = 256, two layers):
 
 * a generation of 20 tokens against a textbook uncached loop, and against the decoder's own
   uncached path, by prompt length;
-* one decode step against a step of textbook modules that append to their cache with ``torch.cat``;
+* one decode step against a step of textbook modules that append to their cache with
+  ``torch.cat``, each in the mode in which its generation runs: inference mode, and ``no_grad``;
 * one decode step against what the machine allows: the bytes that it reads divided by the
   bandwidth of ``F.linear``, and the time that its calls of PyTorch take on tensors of a few
   elements, one after another with nothing between them.
@@ -192,6 +193,7 @@ class _Calls(TorchFunctionMode):
             function(*args, **kwargs)
 
 
+@torch.inference_mode()
 def decode(decoder: TinyDecoder, context: int, capacity: int | None = None) -> Callable[[], None]:
     """Return a decode step at a context, which can be repeated."""
     cache = decoder.new_cache(capacity=capacity or context + 1)
@@ -199,6 +201,7 @@ def decode(decoder: TinyDecoder, context: int, capacity: int | None = None) -> C
     decoder(ids, cache=cache, last_only=True)
     token = ids[:, :1]
 
+    @torch.inference_mode()
     def step() -> None:
         decoder(token, cache=cache, last_only=True)
         cache.lengths = (context,)
@@ -206,36 +209,50 @@ def decode(decoder: TinyDecoder, context: int, capacity: int | None = None) -> C
     return step
 
 
+@torch.no_grad()
+def decode_textbook(textbook: TextbookDecoder, context: int) -> Callable[[], None]:
+    """Return the same of the textbook."""
+    ids = prompt(context)
+    _, past = textbook(ids)
+
+    @torch.no_grad()
+    def step() -> None:
+        textbook(ids[:, :1], past)
+
+    return step
+
+
+@torch.inference_mode()
 def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
     """Print the time of one decode step beside a textbook step and the machine's limit."""
-    ids = prompt(context)
     weights = memory.weight_bytes(SPEC, weights="fp32")
     read = weights.total - weights["embeddings"].total + 2 * 4 * 256
     read += memory.kv_cache_bytes(SPEC, context=context + 1, kv="fp32").total
-    with torch.inference_mode():
-        _, past = textbook(ids)
-        tiny = decode(TinyDecoder(TINY).eval(), context=1)
-        with _Calls() as calls_of_step:
-            tiny()
-        # As many bytes as the step reads, so that they lie as far away as its own.
-        wide = [torch.randn(1024, 256) for _ in range(round(read / 2**20))]
-        row, one = torch.randn(1, 256), torch.randn(1, 1)
+    tiny = decode(TinyDecoder(TINY).eval(), context=1)
+    with _Calls() as calls_of_step:
+        tiny()
+    # As many bytes as the step reads, so that they lie as far away as its own.
+    wide = [torch.randn(1024, 256) for _ in range(round(read / 2**20))]
+    row, one = torch.randn(1, 256), torch.randn(1, 1)
 
-        def linear() -> None:
-            for matrix in wide:
-                F.linear(row, matrix)
+    @torch.inference_mode()
+    def linear() -> None:
+        for matrix in wide:
+            F.linear(row, matrix)
 
-        def dispatch() -> None:
-            for _ in wide:
-                F.linear(one, one)
+    @torch.inference_mode()
+    def dispatch() -> None:
+        for _ in wide:
+            F.linear(one, one)
 
+    with torch.inference_mode(mode=False):  # each call enters its own
         times = take_turns(
             {
                 "own": decode(decoder, context),
-                "textbook": lambda: textbook(ids[:, :1], past),
+                "textbook": decode_textbook(textbook, context),
                 "linear": linear,
                 "dispatch": dispatch,
-                "calls": calls_of_step.repeat,
+                "calls": torch.inference_mode()(calls_of_step.repeat),
             },
             15,
             burst=40,
@@ -258,12 +275,10 @@ def step(decoder: TinyDecoder, textbook: TextbookDecoder, context: int) -> None:
 
 def capacities(decoder: TinyDecoder, context: int = 500) -> None:
     """Print the time of a decode step in caches of different capacity."""
-    with torch.inference_mode():
-        calls: dict[str, Callable[[], object]] = {
-            str(capacity): decode(decoder, context, capacity)
-            for capacity in (context + 1, 1024, 2048)
-        }
-        times = take_turns(calls, 15, burst=40)
+    calls: dict[str, Callable[[], object]] = {
+        str(capacity): decode(decoder, context, capacity) for capacity in (context + 1, 1024, 2048)
+    }
+    times = take_turns(calls, 15, burst=40)
     print(f"\none decode step at context {context} by capacity, microseconds")
     for capacity, seconds in times.items():
         print(f"  {capacity:>6} {1e6 * statistics.median(seconds):8.1f}")
