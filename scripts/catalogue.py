@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent
 TARGET: Final = ROOT / "llmcalc" / "huggingface" / "catalogue.json"
@@ -88,42 +88,311 @@ ELSEWHERE: Final = (
     "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4",
 )
 
-#: Models that no row of the file is near to: the published shape.
-SHAPES: Final[dict[str, dict[str, Any]]] = {
-    "ibm-granite/granite-3.1-8b-instruct": {
+#: Where a shape is read from, and what a total that was published counts.
+_FILES: Final = "total of the model's safetensors files on huggingface.co"
+_PRESETS: Final = (
+    "github.com/mlc-ai/mlc-llm@79d603f085f50500e9509fa01785ffa7ecfaaa93 "
+    "python/mlc_llm/model/model_preset.py"
+)
+_CONFIGS: Final = (
+    "github.com/ai-dynamo/aiconfigurator@095f58a51c4ca8e61b66ec108d86f223f8d559ce "
+    "aic-core/src/aiconfigurator_core/model_configs"
+)
+
+
+class Shape(NamedTuple):
+    """A published shape, its source, and the total that was published for it."""
+
+    config: dict[str, Any]
+    published: int | None = None
+    counts: str = "parameters"
+    source: str = "the published sizes"
+
+
+def _nas(layers: str) -> list[dict[str, Any]]:
+    """Return the blocks of a searched model, from its KV groups and feed-forward factors."""
+    blocks: list[dict[str, Any]] = []
+    for pair in layers.split():
+        group, _, factor = pair.partition("/")
+        attention = {"no_op": True} if group == "-" else {"n_heads_in_group": int(group)}
+        blocks.append({"attention": attention, "ffn": {"ffn_mult": float(factor)}})
+    return blocks
+
+
+_NEMOTRON_SUPER: Final = (
+    "8/2.625 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 -/2.625 -/2.625 8/5.25 8/5.25 8/5.25 "
+    "-/3.28125 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 "
+    "8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 "
+    "8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 -/1.3125 -/2.625 -/2.625 -/1.3125 "
+    "-/5.25 -/1.3125 -/2.625 -/1.3125 -/1.3125 -/1.3125 8/5.25 -/1.3125 -/1 -/1 -/1.3125 -/1 "
+    "-/1 -/1 -/1.3125 -/1.3125 -/0.5 -/0.5 -/1 -/1 -/0.5 -/0.5 -/1 -/0.5 -/0.5 8/5.25 8/5.25 "
+    "8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 8/5.25 "
+)
+
+_EXAONE: Final = {
+    "model_type": "exaone", "activation_function": "silu", "hidden_size": 4096,
+    "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "num_layers": 32, "vocab_size": 102400, "tie_word_embeddings": False,
+    "layer_norm_epsilon": 1e-05,
+}  # fmt: skip
+_INTERNLM: Final = {
+    "model_type": "internlm2", "bias": False, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+    "vocab_size": 92544, "max_position_embeddings": 32768, "rope_theta": 1000000,
+    "tie_word_embeddings": False, "rms_norm_eps": 1e-05,
+}  # fmt: skip
+_QWEN: Final = {
+    "model_type": "qwen", "hidden_size": 4096, "intermediate_size": 22016, "kv_channels": 128,
+    "num_attention_heads": 32, "num_hidden_layers": 32, "vocab_size": 151936, "no_bias": True,
+    "seq_length": 8192, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+    "layer_norm_epsilon": 1e-06,
+}  # fmt: skip
+_CHATGLM: Final = {
+    "model_type": "chatglm", "add_bias_linear": False, "add_qkv_bias": True, "hidden_size": 4096,
+    "ffn_hidden_size": 13696, "kv_channels": 128, "multi_query_attention": True,
+    "multi_query_group_num": 2, "num_attention_heads": 32, "num_layers": 28,
+    "padded_vocab_size": 65024, "post_layer_norm": True, "rmsnorm": True, "seq_length": 8192,
+    "tie_word_embeddings": False, "layernorm_epsilon": 1e-05,
+}  # fmt: skip
+_BAICHUAN: Final = {
+    "model_type": "baichuan", "hidden_size": 4096, "intermediate_size": 11008,
+    "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "vocab_size": 125696, "tie_word_embeddings": False, "rms_norm_eps": 1e-06,
+}  # fmt: skip
+_LING: Final = {
+    "model_type": "bailing_moe", "first_k_dense_replace": 1, "head_dim": 128, "hidden_size": 2048,
+    "intermediate_size": 5120, "moe_intermediate_size": 512,
+    "moe_router_enable_expert_bias": True, "moe_shared_expert_intermediate_size": 512,
+    "num_attention_heads": 16, "num_experts": 256, "num_experts_per_tok": 8,
+    "num_hidden_layers": 20, "num_key_value_heads": 4, "num_shared_experts": 1,
+    "partial_rotary_factor": 0.5, "rope_theta": 600000, "tie_word_embeddings": False,
+    "use_bias": False, "use_qk_norm": True, "use_qkv_bias": False, "vocab_size": 157184,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+_QWEN2_5_VL: Final = {
+    "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944,
+    "max_position_embeddings": 128000, "max_window_layers": 28, "num_attention_heads": 28,
+    "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "sliding_window": 32768, "use_sliding_window": False,
+    "tie_word_embeddings": False, "vocab_size": 152064,
+}  # fmt: skip
+_QWEN3_VL: Final = {
+    "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 12288,
+    "max_position_embeddings": 262144, "model_type": "qwen3_vl_text", "num_attention_heads": 32,
+    "num_hidden_layers": 36, "num_key_value_heads": 8, "rope_theta": 5000000,
+    "vocab_size": 151936,
+}  # fmt: skip
+_QWEN3_VL_MOE: Final = {
+    "decoder_sparse_step": 1, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2048,
+    "intermediate_size": 6144, "max_position_embeddings": 262144, "mlp_only_layers": [],
+    "model_type": "qwen3_vl_moe_text", "moe_intermediate_size": 768, "num_attention_heads": 32,
+    "num_experts": 128, "num_experts_per_tok": 8, "num_hidden_layers": 48,
+    "num_key_value_heads": 4, "rope_theta": 5000000, "vocab_size": 151936,
+}  # fmt: skip
+
+
+def _qwen3_vl(text: dict[str, Any], *, tied: bool = False) -> dict[str, Any]:
+    wrapper = text["model_type"].removesuffix("_text")
+    return {"model_type": wrapper, "tie_word_embeddings": tied, "text_config": text}
+
+
+_FURTHER: Final = "parameters and modules that predict further tokens"
+
+#: Models that no row of the file is near to: the published shape. The totals are those that the
+#: Hub shows for the model's safetensors files, or that its authors printed; those of chatglm-6b,
+#: chatglm2-6b, Qwen-7B and Baichuan-7B are also in the table of
+#: github.com/MrYxJ/calculate-flops.pytorch.
+SHAPES: Final[dict[str, Shape]] = {
+    "ibm-granite/granite-3.1-8b-instruct": Shape({
         "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800,
         "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8,
         "vocab_size": 49155, "max_position_embeddings": 131072, "rope_theta": 5000000.0,
         "tie_word_embeddings": True,
-    },
-    "ibm-granite/granite-3.1-3b-a800m-instruct": {
+    }),
+    "ibm-granite/granite-3.1-3b-a800m-instruct": Shape({
         "model_type": "granitemoe", "hidden_size": 1536, "intermediate_size": 512,
         "num_attention_heads": 24, "num_hidden_layers": 32, "num_key_value_heads": 8,
         "num_local_experts": 40, "num_experts_per_tok": 8, "vocab_size": 49155,
         "max_position_embeddings": 131072, "tie_word_embeddings": True,
-    },
-    "microsoft/phi-2": {
+    }),
+    "microsoft/phi-2": Shape({
         "model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240,
         "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
         "vocab_size": 51200, "max_position_embeddings": 2048, "partial_rotary_factor": 0.4,
-    },
-    "microsoft/Phi-3.5-MoE-instruct": {
+    }),
+    "microsoft/Phi-3.5-MoE-instruct": Shape({
         "model_type": "phimoe", "hidden_size": 4096, "intermediate_size": 6400,
         "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
         "num_local_experts": 16, "num_experts_per_tok": 2, "vocab_size": 32064,
         "max_position_embeddings": 131072, "attention_bias": True, "lm_head_bias": True,
-    },
-    "allenai/OLMoE-1B-7B-0924": {
+    }),
+    "allenai/OLMoE-1B-7B-0924": Shape({
         "model_type": "olmoe", "hidden_size": 2048, "intermediate_size": 1024,
         "num_attention_heads": 16, "num_hidden_layers": 16, "num_key_value_heads": 16,
         "num_experts": 64, "num_experts_per_tok": 8, "vocab_size": 50304,
         "max_position_embeddings": 4096,
-    },
-    "CohereForAI/c4ai-command-r-v01": {
+    }),
+    "CohereForAI/c4ai-command-r-v01": Shape({
         "model_type": "cohere", "hidden_size": 8192, "intermediate_size": 22528,
         "num_attention_heads": 64, "num_hidden_layers": 40, "num_key_value_heads": 64,
         "vocab_size": 256000, "max_position_embeddings": 131072,
-    },
+    }),
+    "internlm/internlm2_5-7b": Shape(
+        _INTERNLM, 7737708544, source=f'{_PRESETS} ["internlm2_5_7b"]'
+    ),
+    "internlm/internlm2_5-20b": Shape(
+        {**_INTERNLM, "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48,
+         "num_attention_heads": 48},
+        19861149696,
+    ),
+    "internlm/internlm2_5-1_8b": Shape(
+        {**_INTERNLM, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
+         "num_attention_heads": 16},
+        1889110016,
+    ),
+    "baichuan-inc/Baichuan2-7B-Base": Shape(
+        _BAICHUAN, 7505973248, source=f'{_PRESETS} ["baichuan"]'
+    ),
+    "baichuan-inc/Baichuan-7B": Shape({**_BAICHUAN, "vocab_size": 64000}, 7000559616),
+    "Qwen/Qwen-7B": Shape(_QWEN, 7721324544),
+    "Qwen/Qwen-1_8B": Shape(
+        {**_QWEN, "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
+         "num_hidden_layers": 24},
+        1836828672, source=f'{_PRESETS} ["qwen"]',
+    ),
+    "THUDM/chatglm3-6b": Shape(_CHATGLM, 6243584000, source=f'{_PRESETS} ["chatglm"]'),
+    "THUDM/glm-4-9b": Shape(
+        {**_CHATGLM, "num_layers": 40, "padded_vocab_size": 151552}, 9399951360
+    ),
+    "THUDM/chatglm-6b": Shape(
+        {"model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384,
+         "layernorm_epsilon": 1e-05, "max_sequence_length": 2048, "num_attention_heads": 32,
+         "num_layers": 28, "position_encoding_2d": True, "vocab_size": 130528},
+        6173286400,
+    ),
+    "openbmb/MiniCPM-2B-sft-bf16": Shape(
+        {"model_type": "minicpm", "hidden_size": 2304, "intermediate_size": 5760,
+         "max_position_embeddings": 4096, "num_attention_heads": 36, "num_hidden_layers": 40,
+         "num_key_value_heads": 36, "vocab_size": 122753, "tie_word_embeddings": True},
+        2724880896, source=f'{_PRESETS} ["minicpm_2b"]',
+    ),
+    "deepseek-ai/deepseek-moe-16b-base": Shape(
+        {"model_type": "deepseek", "first_k_dense_replace": 1, "hidden_size": 2048,
+         "intermediate_size": 10944, "max_position_embeddings": 4096,
+         "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_routed_experts": 64,
+         "n_shared_experts": 2, "num_attention_heads": 16, "num_experts_per_tok": 6,
+         "num_hidden_layers": 28, "num_key_value_heads": 16, "vocab_size": 102400,
+         "tie_word_embeddings": False},
+        16375728128, source=f'{_PRESETS} ["deepseek"]',
+    ),
+    "XiaomiMiMo/MiMo-7B-Base": Shape(
+        {"model_type": "mimo", "attention_bias": True, "head_dim": 128, "hidden_size": 4096,
+         "intermediate_size": 11008, "max_position_embeddings": 32768, "max_window_layers": 32,
+         "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+         "num_nextn_predict_layers": 1, "rope_theta": 640000, "sliding_window": 32768,
+         "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151680},
+        7833409536, _FURTHER, f"{_CONFIGS}/XiaomiMiMo--MiMo-7B-Base_config.json",
+    ),
+    "microsoft/Phi-3-small-8k-instruct": Shape(
+        {"model_type": "phi3small", "ff_intermediate_size": 14336, "hidden_act": "gegelu",
+         "hidden_size": 4096, "max_position_embeddings": 8192, "num_attention_heads": 32,
+         "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 100352},
+        7392272384,
+    ),
+    "LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct": Shape(
+        {**_EXAONE, "max_position_embeddings": 4096, "rope_theta": 500000.0}, 7818448896
+    ),
+    "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct": Shape(
+        {**_EXAONE, "max_position_embeddings": 32768, "rope_theta": 1000000.0}, 7818448896
+    ),
+    "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct": Shape(
+        {**_EXAONE, "hidden_size": 2560, "intermediate_size": 7168, "num_layers": 30,
+         "head_dim": 80, "tie_word_embeddings": True, "max_position_embeddings": 32768,
+         "rope_theta": 1000000.0},
+        2405327360,
+    ),
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": Shape(
+        {"model_type": "nemotron-nas", "hidden_size": 8192, "num_attention_heads": 64,
+         "num_hidden_layers": 80, "vocab_size": 128256, "max_position_embeddings": 131072,
+         "rope_theta": 500000.0, "tie_word_embeddings": False,
+         "block_configs": _nas(_NEMOTRON_SUPER)},
+        49867145216,
+        source=f"{_CONFIGS}/nvidia--Llama-3_3-Nemotron-Super-49B-v1_config.json",
+    ),
+    "MiniMaxAI/MiniMax-M1-80k": Shape(
+        {"model_type": "minimax_m1", "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
+         "head_dim": 128, "hidden_act": "silu", "hidden_size": 6144, "intermediate_size": 9216,
+         "max_position_embeddings": 10240000, "num_attention_heads": 64,
+         "num_experts_per_tok": 2, "num_hidden_layers": 80, "num_key_value_heads": 8,
+         "num_local_experts": 32, "rope_theta": 10000000, "rotary_dim": 64,
+         "shared_intermediate_size": 0, "sliding_window": None, "tie_word_embeddings": False,
+         "vocab_size": 200064},
+        456089655296,
+    ),
+    "inclusionAI/Ling-mini-2.0": Shape(_LING, 16255643392, "parameters and buffers"),
+    "inclusionAI/Ling-flash-2.0": Shape(
+        {**_LING, "hidden_size": 4096, "intermediate_size": 9216, "moe_intermediate_size": 1024,
+         "moe_shared_expert_intermediate_size": 1024, "num_attention_heads": 32,
+         "num_hidden_layers": 32},
+        102889705216, "parameters and buffers",
+    ),
+    "inclusionAI/Ling-1T": Shape(
+        {**_LING, "first_k_dense_replace": 4, "hidden_size": 8192, "intermediate_size": 18432,
+         "moe_intermediate_size": 2048, "moe_shared_expert_intermediate_size": 2048,
+         "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8},
+        999705328640, "parameters and buffers",
+    ),
+    "inclusionAI/Ling-lite-1.5": Shape(
+        {"model_type": "bailing_moe", "first_k_dense_replace": 0, "hidden_size": 2048,
+         "intermediate_size": 1408, "max_position_embeddings": 32768,
+         "moe_intermediate_size": 1408, "num_attention_heads": 16, "num_experts": 64,
+         "num_experts_per_tok": 6, "num_hidden_layers": 28, "num_key_value_heads": 4,
+         "num_shared_experts": 2, "rope_theta": 600000, "tie_word_embeddings": False,
+         "use_bias": False, "use_qkv_bias": False, "vocab_size": 126464},
+        16801974272,
+    ),
+    # The language models of models that also see.
+    "Qwen/Qwen2.5-VL-7B-Instruct": Shape(_QWEN2_5_VL),
+    "Qwen/Qwen2.5-VL-3B-Instruct": Shape(
+        {**_QWEN2_5_VL, "hidden_size": 2048, "intermediate_size": 11008,
+         "num_attention_heads": 16, "num_hidden_layers": 36, "num_key_value_heads": 2,
+         "max_window_layers": 70, "tie_word_embeddings": True, "vocab_size": 151936},
+    ),
+    "Qwen/Qwen2.5-VL-72B-Instruct": Shape(
+        {**_QWEN2_5_VL, "hidden_size": 8192, "intermediate_size": 29568,
+         "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8,
+         "max_window_layers": 80},
+    ),
+    "Qwen/Qwen3-VL-2B-Instruct": Shape(
+        _qwen3_vl(
+            {**_QWEN3_VL, "hidden_size": 2048, "intermediate_size": 6144,
+             "num_attention_heads": 16, "num_hidden_layers": 28},
+            tied=True,
+        ),
+        source=f"{_CONFIGS}/Qwen--Qwen3-VL-2B-Instruct_config.json",
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": Shape(
+        _qwen3_vl({**_QWEN3_VL, "hidden_size": 2560, "intermediate_size": 9728}, tied=True),
+        source=f"{_CONFIGS}/Qwen--Qwen3-VL-4B-Instruct_config.json",
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": Shape(
+        _qwen3_vl(_QWEN3_VL), source=f"{_CONFIGS}/Qwen--Qwen3-VL-8B-Instruct_config.json"
+    ),
+    "Qwen/Qwen3-VL-32B-Instruct": Shape(
+        _qwen3_vl({**_QWEN3_VL, "hidden_size": 5120, "intermediate_size": 25600,
+                   "num_attention_heads": 64, "num_hidden_layers": 64}),
+        source=f"{_CONFIGS}/Qwen--Qwen3-VL-32B-Instruct_config.json",
+    ),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": Shape(
+        _qwen3_vl(_QWEN3_VL_MOE),
+        source=f"{_CONFIGS}/Qwen--Qwen3-VL-30B-A3B-Instruct_config.json",
+    ),
+    "Qwen/Qwen3-VL-235B-A22B-Instruct": Shape(
+        _qwen3_vl({**_QWEN3_VL_MOE, "hidden_size": 4096, "intermediate_size": 12288,
+                   "moe_intermediate_size": 1536, "num_attention_heads": 64,
+                   "num_hidden_layers": 94}),
+        source=f"{_CONFIGS}/Qwen--Qwen3-VL-235B-A22B-Instruct_config.json",
+    ),
 }  # fmt: skip
 
 #: Models that differ from another one in these fields. The published totals are those that the
@@ -556,6 +825,19 @@ ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "moonshotai/Kimi-K2-Instruct": ("moonshotai/Kimi-K2-Base", "kimi-k2"),
     "microsoft/Phi-4-mini-instruct": ("phi-4-mini",),
     "microsoft/Phi-3-mini-4k-instruct": ("phi-3-mini",),
+    "baichuan-inc/Baichuan2-7B-Base": ("baichuan-inc/Baichuan2-7B-Chat",),
+    "deepseek-ai/deepseek-moe-16b-base": ("deepseek-ai/deepseek-moe-16b-chat",),
+    "inclusionAI/Ling-1T": ("inclusionAI/Ring-1T",),
+    "inclusionAI/Ling-flash-2.0": ("inclusionAI/Ring-flash-2.0",),
+    "inclusionAI/Ling-mini-2.0": ("inclusionAI/Ring-mini-2.0",),
+    "internlm/internlm2_5-1_8b": ("internlm/internlm2_5-1_8b-chat",),
+    "internlm/internlm2_5-20b": ("internlm/internlm2_5-20b-chat",),
+    "internlm/internlm2_5-7b": ("internlm/internlm2_5-7b-chat", "internlm/internlm2-7b"),
+    "MiniMaxAI/MiniMax-M1-80k": ("MiniMaxAI/MiniMax-M1-40k",),
+    "Qwen/Qwen-7B": ("Qwen/Qwen-7B-Chat",),
+    "Qwen/Qwen-1_8B": ("Qwen/Qwen-1_8B-Chat",),
+    "THUDM/chatglm3-6b": ("THUDM/chatglm2-6b",),
+    "THUDM/glm-4-9b": ("THUDM/glm-4-9b-chat",),
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": ("tinyllama-1.1b", "tinyllama"),
 }  # fmt: skip
 
@@ -587,6 +869,13 @@ def published_total(check: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _published(total: int | None, counts: str) -> dict[str, Any]:
+    """Return the entries for a total of the Hub's."""
+    if total is None:
+        return {}
+    return {"published": total, "published_source": _FILES, "published_counts": counts}
+
+
 def main() -> None:
     """Write the catalogue."""
     models: dict[str, dict[str, Any]] = {}
@@ -602,18 +891,17 @@ def main() -> None:
     del models["meta-llama/Meta-Llama-3.1-8B"]
     for name in ELSEWHERE:
         models[name]["config"]["quantization_config"] = {"quant_method": "modelopt"}
-    for name, config in SHAPES.items():
-        models[name] = {"source": "the published sizes", "config": dict(sorted(config.items()))}
+    for name, known in SHAPES.items():
+        models[name] = {
+            "source": known.source,
+            **_published(known.published, known.counts),
+            "config": dict(sorted(known.config.items())),
+        }
     for name, (like, changes, published) in VARIANTS.items():
         config = models[like]["config"]
-        total = {
-            "published": published,
-            "published_source": "total of the model's safetensors files on huggingface.co",
-            "published_counts": "parameters",
-        }
         models[name] = {
             "source": f"the published sizes; other fields as {like}",
-            **(total if published is not None else {}),
+            **_published(published, "parameters"),
             "config": dict(sorted((config | changes).items())),
         }
     for name, aliases in ALIASES.items():

@@ -227,6 +227,9 @@ def _names() -> Iterator[tuple[str, ...]]:
         "parameters": "equal",
         "parameters and the tied head once more": "equal, with the tied head counted twice",
         "parameters and buffers": "equal, with the buffers",
+        "parameters and modules that predict further tokens": (
+            "equal, with the modules that predict further tokens"
+        ),
     }
     for entry in _catalogued():
         spec = load_model(entry.name)
