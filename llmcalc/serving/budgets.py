@@ -65,9 +65,9 @@ def loaded_weights(
 
     Beside the weights themselves (`llmcalc.memory.weight_bytes`) these are rows that pad the
     vocabulary, the tables of rotary positions in the model's `dtype`, the copies of latent
-    attention's expansion that its absorbed form reads, what kernels pad mxfp4 experts by, and
-    what the framework's allocator rounds up: it takes segments of 2 MiB, and what is left of one
-    is lost where that is at most 1 MiB.
+    attention's expansion that its absorbed form reads, what kernels for mxfp4 experts hold beyond
+    the file's tensors, and what the framework's allocator rounds up: it takes segments of 2 MiB,
+    and what is left of one is lost where that is at most 1 MiB.
 
     >>> from llmcalc import load_model, serving
     >>> llama = load_model("meta-llama/Llama-3.1-8B")
@@ -89,8 +89,19 @@ def loaded_weights(
         terms += _rotary_tables(spec, element)
     if known.pool_rule == "total":
         terms += _absorbed_copies(stored, spec, element)
-        terms += _kernel_padding(stored, known)
-        terms += _rounded_up(stored)
+        kernels = list(_kernels(stored, known))
+        terms += [
+            Term(
+                ("kernels", kernel.label, kernel.name),
+                (
+                    (sum(kernel.tensors) - kernel.stored, "bytes"),
+                    (kernel.experts, "experts"),
+                    (kernel.layers, "layers"),
+                ),
+            )
+            for kernel in kernels
+        ]
+        terms += _rounded_up(stored, kernels)
     return Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
 
 
@@ -149,26 +160,66 @@ def _absorbed_copies(
             )
 
 
-def _kernel_padding(stored: Breakdown[Bytes], known: Profile) -> Iterator[Term[int]]:
-    """Give what the kernels for mxfp4 experts add: a wider inner width and contracted axis."""
-    if known.mxfp4_inner_multiple is None:
+class _Kernel(NamedTuple):
+    """What kernels make of the mxfp4 experts of one kind of layer, or of one of its matrices.
+
+    `stored` are the bytes of the tensors of the file that `tensors` stand in for, of one expert and
+    layer; `paths` are theirs.
+    """
+
+    label: str
+    name: str
+    experts: int
+    layers: int
+    stored: int
+    tensors: tuple[int, ...]
+    paths: tuple[tuple[str, ...], ...]
+
+
+#: Which matrix of the kernels an expert's matrix is, or is a part of.
+_MATRICES: Final = {"gate": "gate and up", "up": "gate and up", "down": "down"}
+
+#: Rows and groups of the scales that triton_kernels rounds up to (``HopperMXScaleLayout``).
+_SCALE_ROWS, _SCALE_GROUPS = 256, 2
+
+
+def _kernels(stored: Breakdown[Bytes], known: Profile) -> Iterator[_Kernel]:
+    """Give the matrices of mxfp4 experts as kernels hold them: values, scales twice, wide biases.
+
+    Gate and up are one matrix. The scales of the file are kept beside those of the kernels, and
+    biases are in fp32. Source: vLLM, ``convert_to_mxfp4_moe_kernel_format``; triton_kernels,
+    ``HopperMXValueLayout``, ``HopperMXScaleLayout``.
+    """
+    rules = known.mxfp4_kernels
+    if rules is None:
         return
+    kinds: dict[tuple[str, str], list[tuple[Term[int], dict[str, int]]]] = {}
     for term in stored.terms:
+        matrix = _MATRICES.get(term.path[-1].partition(".")[0])
         sizes = {name: value for value, name in term.factors}
-        blocks = sizes.get("blocks of 32 elements")
-        if "experts" not in sizes or blocks is None or sizes.get("bytes") != 17:
+        if term.path[0] == "experts" and matrix is not None and "experts" in sizes:
+            kinds.setdefault((term.path[1], matrix), []).append((term, sizes))
+    for (label, matrix), parts in kinds.items():
+        weights = [(term, sizes) for term, sizes in parts if sizes.get("bytes") == 17]
+        if not weights:
             continue
-        rows, width = sizes.get("inner"), 32 * blocks
-        if rows is None:  # the contracted axis is the inner one
-            rows = sizes.get("embed", 0)
-            width = _up(width, known.mxfp4_inner_multiple)
+        experts, layers = weights[0][1]["experts"], weights[0][1].get("layers", 1)
+        columns = 32 * weights[0][1]["blocks of 32 elements"]
+        if matrix == "down":  # the contracted axis is the inner one
+            rows, columns = weights[0][1]["embed"], _up(columns, rules.inner_multiple)
         else:
-            rows = _up(rows, known.mxfp4_inner_multiple)
-        padded = rows * (_up(width, known.mxfp4_contracted_multiple) // 2 + width // 32)
-        experts = sizes["experts"] * sizes.get("layers", 1)
-        yield Term(
-            ("kernel padding", *term.path[1:]),
-            ((padded - term.value // experts, "bytes"), (experts, "experts")),
+            rows = sum(_up(sizes["inner"], rules.inner_multiple) for _, sizes in weights)
+        values = _up(rows, rules.row_multiple) * _up(columns, rules.contracted_multiple) // 2
+        scales = _up(rows, _SCALE_ROWS) * _up(columns // 32, _SCALE_GROUPS)
+        biases = 4 * rows if len(parts) > len(weights) else 0
+        yield _Kernel(
+            label=label,
+            name=matrix,
+            experts=experts,
+            layers=layers,
+            stored=sum(term.value for term, _ in parts) // (experts * layers),
+            tensors=(values, scales, rows * columns // 32, biases),
+            paths=tuple(term.path for term, _ in parts),
         )
 
 
@@ -176,10 +227,17 @@ def _up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _rounded_up(stored: Breakdown[Bytes]) -> Iterator[Term[int]]:
+def _rounded_up(stored: Breakdown[Bytes], kernels: list[_Kernel]) -> Iterator[Term[int]]:
     """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
     sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
+    replaced = {path for kernel in kernels for path in kernel.paths}
+    for kernel in kernels:
+        for number, each in enumerate(kernel.tensors):
+            key = "experts", kernel.label, f"{kernel.name} {number}"
+            sizes[key] = kernel.experts * each, kernel.layers
     for term in stored.terms:
+        if term.path in replaced:
+            continue
         group, label, name = term.path[0], term.path[1], term.path[-1]
         layers = prod(value for value, factor in term.factors if factor == "layers")
         if not layers:

@@ -4,6 +4,7 @@
 * `profile`: a profile by its name.
 * `profiles`: the known names.
 * `ActivationRule`: the fitted rule for the peak of intermediate results.
+* `Mxfp4Kernels`: what kernels for experts in mxfp4 round up.
 
 A name is an engine and a version, such as ``vllm-0.19``. The figures are in
 ``llmcalc/data/engines.json``; those that were measured say on what, and those of a version that
@@ -21,7 +22,7 @@ from llmcalc.boundary import flag, one_of, size, whole_number
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.units import GiB
 
-__all__ = ["ActivationRule", "Profile", "profile", "profiles"]
+__all__ = ["ActivationRule", "Mxfp4Kernels", "Profile", "profile", "profiles"]
 
 #: What the pool is a share of: visible memory, with everything else subtracted; memory that is
 #: free when the weights load, with only the weights subtracted; memory that is free after
@@ -63,6 +64,15 @@ class ActivationRule:
     sampler_logit_bytes: int
     sampler_rows: int
     sampler_constant_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class Mxfp4Kernels:
+    """What kernels for mxfp4 experts round up: inner width per device, rows, contracted axis."""
+
+    inner_multiple: int
+    row_multiple: int
+    contracted_multiple: int
 
 
 def _percent(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -111,9 +121,9 @@ class Profile:
         the profiling step.
     `vocab_multiple`
         Vocabulary rows are padded to a multiple of this.
-    `mxfp4_inner_multiple`, `mxfp4_contracted_multiple`
-        What the engine's kernels for mxfp4 experts round the inner width per device and the
-        contracted axis up to; `None` where that is not known.
+    `mxfp4_kernels`
+        What the engine's kernels for mxfp4 experts round up on Hopper; `None` where that is not
+        known.
     `sources`
         Where each figure is from.
     """
@@ -141,10 +151,7 @@ class Profile:
     non_torch_bytes: Mapping[int, int] | None = attrs.field(default=None, hash=False)
     pipeline_non_torch_bytes: int | None = None
     vocab_multiple: int = attrs.field(default=1, validator=size)
-    mxfp4_inner_multiple: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(size)
-    )
-    mxfp4_contracted_multiple: int = attrs.field(default=1, validator=size)
+    mxfp4_kernels: Mxfp4Kernels | None = None
     sources: Mapping[str, str] = attrs.field(factory=dict, hash=False, repr=False)
 
     def step(self, visible_bytes: int, device: str = "") -> tuple[int, int]:
@@ -217,6 +224,8 @@ def _table() -> dict[str, Profile]:
             fields = dict(row)
             if fields.get("activation") is not None:
                 fields["activation"] = ActivationRule(**fields["activation"])
+            if fields.get("mxfp4_kernels") is not None:
+                fields["mxfp4_kernels"] = Mxfp4Kernels(**fields["mxfp4_kernels"])
             if fields.get("non_torch_bytes") is not None:
                 fields["non_torch_bytes"] = {
                     int(degree): number for degree, number in fields["non_torch_bytes"].items()

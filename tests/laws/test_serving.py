@@ -354,6 +354,26 @@ def test_experts_keep_their_buffers_beside_either_peak() -> None:
     assert "experts" not in before.by()
 
 
+def test_kernels_hold_mxfp4_experts_in_tiles_with_their_scales_twice() -> None:
+    gpt = load_model("openai/gpt-oss-20b")
+    loaded = serving.loaded_weights(gpt, weights="checkpoint", tensor_parallel=2)
+    # 32 experts in 24 layers. Inner width 1440 on a rank, 1472 as a multiple of 64: gate and up
+    # have 2944 rows of 2880 elements, down 2880 rows of 1472. Values in tiles of 64 x 128
+    # elements, scales in tiles of 256 rows and of 2 groups beside those of the file, fp32 biases.
+    gate_and_up = 2944 * 2944 // 2 + 3072 * 90 + 2944 * 90 + 4 * 2944
+    down = 2880 * 1536 // 2 + 3072 * 46 + 2880 * 46 + 4 * 2880
+    held = 2 * 1440 * 90 * 17 + 2 * 1440 * 2 + 2880 * 45 * 17 + 2880 * 2
+    assert loaded["kernels"].total == 32 * 24 * (gate_and_up + down - held)
+    # Before v0.17 rows of 16 and 64 elements are a tile: nothing is padded on one device.
+    before = serving.loaded_weights(gpt, weights="checkpoint", engine="vllm-0.11")
+    scales = 5888 * 90 + 5760 * 90 + 3072 * 90 + 2880 * 90 - (5760 + 2880) * 90
+    assert before["kernels"].total == 32 * 24 * (scales + 2 * (5760 + 2880))
+    # Without such experts, or where the kernels are not known, there is nothing of it.
+    plain = serving.loaded_weights(gpt, weights="bf16")
+    unknown = serving.loaded_weights(gpt, weights="checkpoint", engine="vllm-0.21")
+    assert "kernels" not in {*plain.by(), *unknown.by()}
+
+
 def test_kernels_for_mxfp4_experts_keep_no_buffers() -> None:
     gpt = load_model("openai/gpt-oss-20b")
     peak = serving.activation_peak(gpt, weights="checkpoint", tensor_parallel=2)
