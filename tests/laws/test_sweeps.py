@@ -199,6 +199,14 @@ def test_a_batch_of_the_frontier_fits_where_one_more_does_not(llama: ModelSpec) 
     assert (needed <= usable).tolist() == [True, False]
 
 
+def test_what_needs_all_of_the_memory_fits_and_one_byte_more_does_not(llama: ModelSpec) -> None:
+    needed = memory.needed_bytes(llama, context=4096, batch=3, **WIDE)
+    for memory_bytes, fits in ((needed, True), (needed - 1, False)):
+        device = attrs.evolve(hardware.get("H100-SXM-80GB"), memory_bytes=memory_bytes, sources={})
+        table = roofline.sweep(llama, devices=device, batch=3, new=1, past=4095, **WIDE)
+        assert table["fits"].tolist() == [fits]
+
+
 def test_what_is_refused_has_its_reason_in_the_table_and_below_it(llama: ModelSpec) -> None:
     linkless = DeviceSpec(
         name="alone", memory_bytes=GiB, bandwidth_bytes_per_second=10**9, peak_flops={"bf16": 1}
