@@ -178,8 +178,10 @@ def roofline(steps: StepTime | Mapping[str, StepTime], *, ax: Axes | None = None
     ax.set_ylim(bottom / 1.5, max(s.peak_flops for s in roofs.values()) / _TERA * 2.5)
     for axis in (ax.xaxis, ax.yaxis):
         plain_ticks(axis)
-    for number, step in enumerate(roofs.values()):
-        _ridge(ax, step, number)
+    ridges = [step.ridge_point for step in roofs.values()]
+    for step in roofs.values():
+        # Of two ridges the lower one has its text at the left, away from the other.
+        _ridge(ax, step, left=step.ridge_point < max(ridges))
     ax.set_xlabel("arithmetic intensity (FLOP/byte)")
     ax.set_ylabel("matrix products (TFLOP/s)")
     names = dict.fromkeys(_name(step) for step in named.values())
@@ -229,7 +231,7 @@ def _roof(ax: Axes, step: StepTime, low: float, high: float, style: str) -> Any:
     return line
 
 
-def _ridge(ax: Axes, step: StepTime, number: int) -> None:
+def _ridge(ax: Axes, step: StepTime, *, left: bool) -> None:
     """Mark the ridge point, and say where it is, above the axis."""
     ax.plot(
         [step.ridge_point] * 2,
@@ -240,8 +242,8 @@ def _ridge(ax: Axes, step: StepTime, number: int) -> None:
         zorder=1,
     )
     text = f"ridge {step.ridge_point:.3g} FLOP/byte"
-    transform = ax.get_xaxis_transform()
-    note(ax, text, (step.ridge_point, 0.0), offset=(4, 4 + 14 * number), coordinates=transform)
+    place, offset = (step.ridge_point, 0.0), (-4 if left else 4, 4)
+    note(ax, text, place, offset=offset, coordinates=ax.get_xaxis_transform())
 
 
 def _handles(kinds: Mapping[str, Look], names: list[str]) -> list[Any]:

@@ -63,8 +63,12 @@ _MOST_LINES: Final = 16
 #: The line of what does not fit.
 _DOTTED: Final = (0, (1.0, 2.0))
 
-#: The size of a digit of a small text, the radius of a mark, and how far a text is from its point.
-_DIGIT, _RADIUS, _OFFSET = (5.6, 9.0), 4.0, (5.0, 4.0)
+#: The size of a digit of a small text, how far texts stay from other points, and how far a text is
+#: from its own.
+_DIGIT, _RADIUS, _OFFSET = (5.6, 9.0), 7.0, 5.0
+
+#: On which side of its point a text may be, the best one first.
+_SIDES: Final = ((1, 1), (0, 1), (0, -1), (-1, -1))
 
 
 class _Series(NamedTuple):
@@ -253,20 +257,20 @@ def frontier(table: Sweep, *, ax: Axes | None = None) -> Axes:
 def _with_room(
     ax: Axes, x: list[float], y: list[float], texts: list[str]
 ) -> Iterator[tuple[int, tuple[float, float]]]:
-    """Give the points that a text has room at, above or below, with how far it is from them."""
+    """Give the points that a text has room at, with how far it is from them."""
     figure = ax.get_figure(root=True)
     scale = 72 / (figure.dpi if figure is not None else 72)
     points = [scale * ax.transData.transform(place) for place in zip(x, y, strict=True)]
     boxes = [(a - _RADIUS, b - _RADIUS, a + _RADIUS, b + _RADIUS) for a, b in points]
     for row in sorted(range(len(x)), key=x.__getitem__):
-        width, height = len(texts[row]) * _DIGIT[0], _DIGIT[1]
-        for side in (1, -1):
-            a, b = (place + side * by for place, by in zip(points[row], _OFFSET, strict=True))
-            box = min(a, a + side * width), min(b, b + side * height), 0.0, 0.0
-            box = box[0], box[1], box[0] + width, box[1] + height
+        (x_point, y_point), width = points[row], len(texts[row]) * _DIGIT[0]
+        for right, up in _SIDES:
+            left = x_point + right * _OFFSET + (right - 1) * width / 2
+            low = y_point + up * _OFFSET + (up - 1) * _DIGIT[1] / 2
+            box = left, low, left + width, low + _DIGIT[1]
             if not any(_overlap(box, other) for n, other in enumerate(boxes) if n != row):
                 boxes.append(box)
-                yield row, (side * _OFFSET[0], side * _OFFSET[1])
+                yield row, (right * _OFFSET, up * _OFFSET)
                 break
 
 

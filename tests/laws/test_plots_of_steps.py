@@ -364,7 +364,7 @@ def pictures(models: dict[str, ModelSpec]) -> list[tuple[Axes, bool]]:
     return [
         (plots.roofline({"decode": step(llama), "prefill": step(llama, new=4096, past=0)}), True),
         (plots.roofline(step(deepseek, batch=64, **wide)), True),
-        (plots.roofline({"H100": step(mixtral), "A100": step(mixtral, A100)}), False),
+        (plots.roofline({"H100": step(mixtral), "A100": step(mixtral, A100)}), True),
         (plots.roofline(step(mamba, "RTX-4090", batch=1)), True),
         (plots.time_breakdown(step(llama)), True),
         (plots.time_breakdown(step(deepseek, batch=64, **wide), by="item"), True),
