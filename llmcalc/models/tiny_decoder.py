@@ -324,7 +324,9 @@ class TinyDecoder(nn.Module):
     ``layers.N.attention.W_q|W_k|W_v|W_o.weight|bias``,
     ``layers.N.feed_forward.fc1|fc2|gate.weight|bias``, ``layers.N.norm1|norm2.weight|bias``,
     ``norm.weight|bias`` and ``output_projection.weight|bias``, as far as the spec has them; a
-    tied head has no weight of its own.
+    tied head has no weight of its own. `llmcalc.models.weights` reads and writes files of them.
+    (Matrices with more rows than columns lie column by column in memory, which safetensors' own
+    ``save_file`` refuses.)
 
     Raises `llmcalc.LlmcalcError` for a spec that is not dense: a window, scaled rotary positions
     or a part that this model does not execute.

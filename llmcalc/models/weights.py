@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Final
@@ -61,6 +62,11 @@ def load_weights(decoder: TinyDecoder, path: str | os.PathLike[str]) -> TinyDeco
             f"{key} holds {tensor.dtype}, not floating-point numbers"
             for key, tensor in given.items()
             if key in own and not tensor.is_floating_point()
+        ),
+        *(
+            f"{key} holds no plain array ({tensor.layout} on {tensor.device})"
+            for key, tensor in given.items()
+            if key in own and (tensor.layout != torch.strided or tensor.is_meta)
         ),
     ]
     if differences:
@@ -117,7 +123,8 @@ def _read(name: str) -> dict[str, Tensor]:
     except problems as problem:
         if isinstance(problem, LlmcalcError):
             raise
-        reason = str(problem).partition("\n")[0] or type(problem).__name__
+        # The first sentence; PyTorch goes on with advice to trust the file.
+        reason = re.split(r"\n|\. ", str(problem))[0] or type(problem).__name__
         raise InvalidValueError("path", name, f"cannot be read as weights: {reason}") from problem
     if not isinstance(values, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in values.items()

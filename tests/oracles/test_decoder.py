@@ -329,10 +329,25 @@ def test_a_broken_weights_file_is_an_error(tmp_path: Path, content: bytes, endin
         load_weights(TinyDecoder(ASSIGNMENT), path)
 
 
+@pytest.mark.parametrize("how", ["sparse", "meta", "whole numbers"])
+def test_a_file_of_other_than_plain_arrays_is_an_error_and_changes_nothing(
+    tmp_path: Path, how: str
+) -> None:
+    decoder = TinyDecoder(ASSIGNMENT)
+    before = {name: weight.clone() for name, weight in decoder.state_dict().items()}
+    norm = torch.zeros(32)
+    spoilt = {"sparse": norm.to_sparse(), "meta": norm.to("meta"), "whole numbers": norm.int()}
+    state = {name: weight + 1 for name, weight in before.items()}
+    torch.save(state | {"norm.weight": spoilt[how]}, tmp_path / "model.pt")
+    with pytest.raises(LlmcalcError, match=r"norm\.weight holds"):
+        load_weights(decoder, tmp_path / "model.pt")
+    assert all(torch.equal(before[name], now) for name, now in decoder.state_dict().items())
+
+
 def test_a_weights_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"token_embedding.weight": Harmful()}, tmp_path / "model.pt")
-    with pytest.raises(LlmcalcError, match="cannot be read as weights"):
+    with pytest.raises(LlmcalcError, match=r"cannot be read as weights: Weights only load failed$"):
         load_weights(TinyDecoder(ASSIGNMENT), tmp_path / "model.pt")
     assert not (tmp_path / "harm").exists()
 
