@@ -104,8 +104,9 @@ class Profile:
     `batches_in_flight`
         How many steps' tokens a windowed layer holds beside its window; in a pipeline an engine
         that has several holds those of one for each stage.
-    `state_block_step`
-        Where there are recurrent states, an attention block is a multiple of this many tokens.
+    `state_block_step`, `latent_block_step`
+        Where there are recurrent states, an attention block is a multiple of this many tokens; the
+        second, where attention keeps latents.
     `tokens_of_blocks`
         Whether the printed number of tokens is that of one group's blocks, or concurrency x
         context.
@@ -145,6 +146,7 @@ class Profile:
     pads_pages: bool = attrs.field(default=False, validator=flag)
     batches_in_flight: int = attrs.field(default=1, validator=size)
     state_block_step: int = attrs.field(default=16, validator=size)
+    latent_block_step: int = attrs.field(default=64, validator=size)
     tokens_of_blocks: bool = attrs.field(default=True, validator=flag)
     graphs_subtracted: bool = attrs.field(default=False, validator=flag)
     activation: ActivationRule | None = None

@@ -169,6 +169,7 @@ class _Kind(Described):
     size: int
     slot_bytes: int
     layers: int
+    latent: bool = False
 
     @property
     def alike(self) -> tuple[_Sort, int]:
@@ -329,6 +330,11 @@ def _kinds(spec: ModelSpec, long: Breakdown[Bytes]) -> list[_Kind]:
     """Give the kinds of layers in the order in which they appear; `long` is a long request's."""
     caches = {entry.name: cache for entry, cache in spec.ledger.caches}
     found: dict[tuple[str, str, str, _Sort, int], tuple[int, int]] = {}
+    latents = {
+        (*entry.name[:2], *_sort(cache.span))
+        for entry, cache in spec.ledger.caches
+        if cache.role == "latent"
+    }
     for term in long.terms:
         cache = caches[term.path]
         span = cache.span
@@ -347,7 +353,7 @@ def _kinds(spec: ModelSpec, long: Breakdown[Bytes]) -> list[_Kind]:
         bytes_so_far, _ = found.get(key, (0, layers))
         found[key] = bytes_so_far + one, layers
     merged: dict[tuple[_Sort, int, int], _Kind] = {}
-    for (_, _, _, sort, size), (slot_bytes, layers) in found.items():
+    for (group, part, _, sort, size), (slot_bytes, layers) in found.items():
         alike = merged.get((sort, size, slot_bytes))
         merged[sort, size, slot_bytes] = _Kind(
             label=_name(sort, size) if alike is None else alike.label,
@@ -355,6 +361,7 @@ def _kinds(spec: ModelSpec, long: Breakdown[Bytes]) -> list[_Kind]:
             size=size,
             slot_bytes=slot_bytes,
             layers=layers + (0 if alike is None else alike.layers),
+            latent=(group, part, sort, size) in latents,
         )
     return [kind for kind in merged.values() if kind.slot_bytes and kind.layers]
 
@@ -421,7 +428,8 @@ class _Plan(Described):
         states = [kind.slot_bytes for kind in kinds if kind.sort == "state"]
         slots = [kind.slot_bytes for kind in kinds if kind.sort not in {"state", "compressed"}]
         if states and slots:
-            step = self.profile.state_block_step
+            latent = any(kind.latent for kind in kinds)
+            step = self.profile.latent_block_step if latent else self.profile.state_block_step
             tokens = max(tokens, step * -(-max(states) // (step * min(slots))))
         ratios = [kind.size if kind.sort == "compressed" else 1 for kind in kinds]
         return [-(-tokens // ratio) * ratio for ratio in ratios]

@@ -13,6 +13,7 @@ from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, load_model, memory, se
 from llmcalc.errors import UnknownNameError
 from llmcalc.serving.logs import EngineLog
 from llmcalc.strategies import dense_specs
+from tests.truth import rows
 
 CONTEXTS = st.integers(0, 2**18)
 BLOCKS = st.sampled_from([1, 16, 32, 64])
@@ -153,6 +154,17 @@ def test_blocks_of_a_request(name: str, context: int, engine: str, blocks: int) 
     spec = load_model(name)
     request = serving.allocate(spec, context=context, kv="bf16", state="bf16", engine=engine)
     assert request.blocks == blocks
+
+
+def test_beside_states_blocks_of_latents_are_multiples_of_what_their_kernels_take() -> None:
+    configs = {row["model_type"]: row["config"] for row in rows("default_configs")}
+    kimi = load_model(configs["kimi_linear"], name="kimi")
+    request = serving.allocate(kimi, context=65536, kv="bf16", state="bf16")
+    states, latents = request.groups
+    # 32 x 128 x 128 elements and three inputs of 3 x 4096 channels, beside latents of 576.
+    state = 2 * (32 * 128 * 128 + 3 * 3 * 4096)
+    assert latents.block_tokens == 64 * -(-state // (64 * 576 * 2)) == 1024
+    assert states.page_bytes == latents.page_bytes == 1024 * 576 * 2
 
 
 def test_two_states_a_request_give_the_printed_tokens() -> None:
