@@ -207,10 +207,10 @@ def per_ask(ask: Ask, prefill: bool, seconds: float) -> float:
 
 
 def sweeps(spec: ModelSpec, device: str) -> dict[str, Callable[[], Any]]:
-    """Return sweeps of a million decode steps, by what they give."""
+    """Return sweeps of a million decode steps, a thousand batches by a thousand contexts."""
     chip = hardware.get(DEVICES[device])
-    generator = np.random.default_rng(0)
-    batch, past = generator.integers(1, 256, POINTS), generator.integers(0, 10**5, POINTS)
+    side = round(POINTS**0.5)
+    batch, past = np.arange(1, side + 1)[:, None], 100 * np.arange(side)
     common: dict[str, Any] = {"batch": batch, "new": 1, "past": past, "weights": "bf16"}
     return {
         "bound_seconds": lambda: roofline.step_time(spec, chip, kv="bf16", **common).bound_seconds,
