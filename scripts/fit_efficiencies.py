@@ -160,22 +160,26 @@ def table(made: Results) -> dict[str, Any]:
 
     def engine(name: str) -> dict[str, Any]:
         mine = [group for group in groups if group.engine == name]
+        expands = ENGINES[name].expands
         families = sorted({group.family for group in mine if group.family})
         others = [device for device in with_kernels if device not in {g.device for g in mine}]
         return {
             "conventions": ENGINES[name].conventions,
-            **_level(fits.efficiency(Group(name)), of_engine[name]),
+            **_level(fits.efficiency(Group(name, expands=expands)), of_engine[name]),
             "devices": {
                 str(group.device): _level(fits.efficiency(group), within[group]) for group in mine
             },
             "kernels": {
                 device: _level(
-                    fits.efficiency(Group(name, device, measured_rows.family(device))), None
+                    fits.efficiency(Group(name, device, measured_rows.family(device), expands)),
+                    None,
                 )
                 for device in others
             },
             "families": {
-                family: _level(fits.efficiency(Group(name, None, family)), of_family[name, family])
+                family: _level(
+                    fits.efficiency(Group(name, None, family, expands)), of_family[name, family]
+                )
                 for family in families
             },
         }
@@ -246,7 +250,10 @@ def page(made: Results) -> str:
         + " | ".join(f"{getattr(study.fits.efficiency(group), one.name):.3g}" for one in PARAMETERS)
         + " |"
         for group in (
-            *(Group(name) for name in sorted({str(g.engine) for g in groups})),
+            *(
+                Group(name, expands=ENGINES[name].expands)
+                for name in sorted({str(g.engine) for g in groups})
+            ),
             *groups,
         )
     ]
@@ -282,7 +289,7 @@ def page(made: Results) -> str:
         rule="|".join(["---:"] * len(heads)),
         values="\n".join(values),
         priors="\n".join(priors),
-        sources=", ".join(sources),
+        sources="\n".join(f"- {source}" for source in sources),
         engines=Errors.of(made.engine).cells(),
     )
 
@@ -316,10 +323,14 @@ bound, missed by shares of the device's rates and by fixed costs that were fitte
 
 ## What it was measured on
 
-{rows} rows that engines and people published, of which {used} are used: {sources}; and {kernels}
-measured kernels (matrix products, attention, all-reduces) on seven devices from NVIDIA's
-aiconfigurator, which anchor what kernels alone reach. Both are in `tests/data`, each row with its
-source. Rows were left out by rules that were written down before any fit:
+{rows} rows that engines and people published, of which {used} are used; and {kernels} measured
+kernels (matrix products, attention, all-reduces) on seven devices from NVIDIA's aiconfigurator,
+which anchor what kernels alone reach. Both are in `tests/data`, each row with its source. Those
+that are used are from
+
+{sources}
+
+Rows were left out by rules that were written down before any fit:
 
 | rows | left out because |
 | ---: | --- |

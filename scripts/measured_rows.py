@@ -81,11 +81,13 @@ class Engine(NamedTuple):
 
     `starts` are what its rows' engine field starts with. `conventions` are arguments of
     `llmcalc.roofline.run`, where ``compute`` lists number formats, of which a device's first is
-    taken; without it they are those of the weights.
+    taken; without it they are those of the weights. `expands` says whether packed weights are
+    brought to 16 bits before large products.
     """
 
     starts: tuple[str, ...]
     conventions: dict[str, Any]
+    expands: bool = False
 
 
 _ACCUMULATED_IN_HALF: Final = ("fp16_fp16acc", "fp16", "fp32")
@@ -106,6 +108,7 @@ ENGINES: Final[dict[str, Engine]] = {
             "chunk": 512,
             "compute": _ACCUMULATED_IN_HALF,
         },
+        expands=True,
     ),
     "FasterTransformer": Engine(
         ("FasterTransformer",),
@@ -113,9 +116,13 @@ ENGINES: Final[dict[str, Engine]] = {
     ),
     "Megatron": Engine(("Megatron",), {"attention": "standard", "compute": ("fp16",)}),
     "gpt-fast": Engine(("gpt-fast",), {"compute": ("bf16",)}),
-    "exllama": Engine(("exllama v1",), {"attention": "standard", "compute": _ACCUMULATED_IN_HALF}),
-    "exllamav2": Engine(("exllamav2",), {"compute": _ACCUMULATED_IN_HALF}),
-    "AutoAWQ": Engine(("AutoAWQ",), {"attention": "standard", "compute": ("fp16",)}),
+    "exllama": Engine(
+        ("exllama v1",),
+        {"attention": "standard", "compute": _ACCUMULATED_IN_HALF},
+        expands=True,
+    ),
+    "exllamav2": Engine(("exllamav2",), {"compute": _ACCUMULATED_IN_HALF}, expands=True),
+    "AutoAWQ": Engine(("AutoAWQ",), {"attention": "standard", "compute": ("fp16",)}, expands=True),
     "lmdeploy": Engine(("lmdeploy",), {}),
     "TensorRT-LLM": Engine(("TensorRT-LLM",), {}),
     "TGI": Engine(("TGI",), {}),
@@ -389,7 +396,9 @@ def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
     noise = 0.25 if pipelined and tensor == 1 else 0.06 if kind.endswith("decode") else 0.1
     measurement = Measurement(run=steps, seconds=seconds, of=of, noise=noise)
     name = device.name
-    return Reading(row, measurement, Group(engine, name, family(name)), kind, spec.name)
+    expands = engine in ENGINES and ENGINES[engine].expands
+    group = Group(engine, name, family(name), expands)
+    return Reading(row, measurement, group, kind, spec.name)
 
 
 def _kind(tensor: int, of: str, batch: int) -> str:

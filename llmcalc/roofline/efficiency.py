@@ -57,8 +57,8 @@ __all__ = ["Attention", "Efficiency", "Products", "Work"]
 #: a limit too.
 EXPANDED_FROM: Final = 32
 
-#: Weights of fewer bytes than this are packed.
-_PACKED_BELOW: Final = 1.5
+#: Weights of fewer bytes than this are packed. Formats of 8 bits are mostly multiplied as they are.
+_PACKED_BELOW: Final = 0.95
 
 #: The factors of a term that count tokens, and those that count layers.
 _TOKENS: Final = frozenset({"tokens", "requests", "tokens of all requests"})
@@ -213,11 +213,16 @@ class Efficiency(Described):
 
 
 def pipelining(e: Any, stages: Any, micro_batches: Any, layers: Any) -> Any:
-    """Return the factor of `Efficiency.pipelining`; `e` and arguments may hold arrays."""
-    ideal = 1 - (micro_batches + stages - 1) / (micro_batches * stages)
+    """Return the factor of `Efficiency.pipelining`; `e` and arguments may hold arrays.
+
+    In units of a stage of one micro-batch: each starts a stage after the one before it, but if
+    only so many are in flight, each round of that many waits until the first of them is through.
+    """
     flying = 1 + e.layers_ahead / layers
-    limited = (1 - 1 / flying) * (1 - 1 / micro_batches)
-    return 1 - e.stage_overlap * _least(ideal, limited, 2 * e.sharpness)
+    rounds = _above_zero(micro_batches / flying - (1 + 1 / flying) / 2, e.sharpness)
+    waits = rounds * _above_zero(stages - flying, e.sharpness)
+    share = (micro_batches + stages - 1 + waits) / (micro_batches * stages)
+    return 1 - e.stage_overlap * (1 - smaller(share, 1.0))
 
 
 class Products(NamedTuple):
@@ -326,6 +331,11 @@ class Work(NamedTuple):
             peak=float(device.peak(compute)),
             bandwidth=float(device.bandwidth_bytes_per_second),
         )
+
+    def without_expansion(self) -> Work:
+        """Return the work of an engine that multiplies packed weights as they are."""
+        products = tuple(one._replace(packed=0.0) for one in self.products)
+        return self._replace(products=products)
 
     def whole(self, values: Any) -> Any:
         """Return a figure of every point in the shape of the step's arguments."""
@@ -560,12 +570,13 @@ def _norm(a: Any, b: Any, exponent: Any) -> Any:
     return most * (1 + _ratio(smaller(a, b), most) ** exponent) ** (1 / exponent)
 
 
-def _least(a: Any, b: Any, exponent: Any) -> Any:
-    """Return the less of two gains, rounded off where they are nearly equal."""
-    least = smaller(a, b)
-    if exponent == math.inf:
-        return least
-    return least / (1 + _ratio(least, larger(a, b)) ** exponent) ** (1 / exponent)
+def _above_zero(value: Any, sharpness: Any) -> Any:
+    """Return a number, or 0 where it is less; rounded off about 0, the more the less sharp."""
+    import numpy as np
+
+    if sharpness == math.inf:
+        return larger(value, 0.0)
+    return np.logaddexp(0.0, sharpness * value) / sharpness
 
 
 def _ratio(a: Any, b: Any) -> Any:

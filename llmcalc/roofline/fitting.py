@@ -79,7 +79,7 @@ PARAMETERS: Final = (
     Parameter("cache_bandwidth", True, 0.77, 0.5, 0.5, 0.2, 0.3, 0.2),
     Parameter("activation_passes", False, 1.0, 0.7, 0.7, 0.2, 0.2, 0.2),
     Parameter("score_passes", False, 1.0, 0.7, 0.7, 0.2, 0.2, 0.2),
-    Parameter("expansion_bytes", False, 4.0, 0.5, 0.7, 0.1, 0.2, 0.1),
+    Parameter("expansion_bytes", False, 4.0, 0.5, 0.5, 0.1, 0.2, 0.1),
     Parameter("step_seconds", False, 2e-4, 1.0, 1.0, 0.3, 0.3, 0.3),
     Parameter("link", True, 0.7, 1.0, 0.6, 0.2, 0.4, 0.2),
     Parameter("collective_seconds", False, 1.5e-5, 1.0, 0.5, 0.2, 0.3, 0.2),
@@ -171,17 +171,24 @@ def _positive(field: str, value: object) -> None:
 
 
 class Group(NamedTuple):
-    """Whose efficiency it is: of an engine, on a device of a family. `None` is none of them."""
+    """Whose efficiency it is: of an engine, on a device of a family. `None` is none of them.
+
+    `expands` says whether the engine brings packed weights to 16 bits before a large product;
+    without, `expansion_bytes` is 0 and not fitted.
+    """
 
     engine: str | None
     device: str | None = None
     family: str | None = None
+    expands: bool = False
 
 
 class _Data:
     """The steps of many measurements, flat, and which group each belongs to."""
 
-    def __init__(self, measurements: Sequence[Measurement], group: Sequence[int]) -> None:
+    def __init__(
+        self, measurements: Sequence[Measurement], group: Sequence[int], expands: Sequence[bool]
+    ) -> None:
         import numpy as np
 
         works: list[Work] = []
@@ -190,6 +197,8 @@ class _Data:
         pipes: list[tuple[float, float, float]] = []
         for row, one in enumerate(measurements):
             for work, times, stages, micro_batches, layers in one.works:
+                if not expands[row]:
+                    work = work.without_expansion()  # noqa: PLW2901
                 works.append(work)
                 rows += [row] * work.points
                 often += [times] * work.points
@@ -270,8 +279,10 @@ def _odds(efficiency: Efficiency) -> Array:
     return np.array(found)
 
 
-def _efficiency(z: Array) -> Efficiency:
+def _efficiency(z: Array, *, expands: bool) -> Efficiency:
     values = {name: float(value[0]) for name, value in _values(z[None]).items()}
+    if not expands:
+        values["expansion_bytes"] = 0.0
     return Efficiency(**values, **STRUCTURE)
 
 
@@ -390,10 +401,13 @@ def fit(
         raise InvalidValueError("prior", prior, "must be an Efficiency or a Calibration")
     mean = _odds(known)[None]
     spreads = np.array([math.hypot(*one[4:]) * spread for one in PARAMETERS])
-    data = _Data(given, [0] * len(given))
+    expands = known.expansion_bytes > 0
+    data = _Data(given, [0] * len(given), [expands] * len(given))
     found = _solve(data, mean, mean, (1 / spreads**2)[:, None, None], np.ones(len(given), bool))
     errors = np.exp(data.log_seconds(found) - data.logs) - 1
-    return Fit(efficiency=_efficiency(found[0]), relative_errors=tuple(map(float, errors)))
+    return Fit(
+        efficiency=_efficiency(found[0], expands=expands), relative_errors=tuple(map(float, errors))
+    )
 
 
 class GroupFits:
@@ -434,10 +448,11 @@ class GroupFits:
         import numpy as np
 
         if group in self._groups:
-            return _efficiency(self._z[self._groups.index(group)])
+            return _efficiency(self._z[self._groups.index(group)], expands=group.expands)
         shared = self._covariance((group,), self._groups)[:, 0]
         weights = np.einsum("ka,kab->kb", shared, self._precision)
-        return _efficiency(_typical() + np.einsum("kb,bk->k", weights, self._z - self._mean))
+        z = _typical() + np.einsum("kb,bk->k", weights, self._z - self._mean)
+        return _efficiency(z, expands=group.expands)
 
     @staticmethod
     def _covariance(these: Sequence[Group], those: Sequence[Group] | None = None) -> Array:
@@ -485,5 +500,9 @@ def fit_groups(measurements: Sequence[tuple[Group, Measurement]]) -> GroupFits:
         raise InvalidValueError("measurements", measurements, "must not be empty")
     groups = tuple(dict.fromkeys(group for group, _ in measurements))
     numbers = {group: number for number, group in enumerate(groups)}
-    data = _Data([one for _, one in measurements], [numbers[group] for group, _ in measurements])
+    data = _Data(
+        [one for _, one in measurements],
+        [numbers[group] for group, _ in measurements],
+        [group.expands for group, _ in measurements],
+    )
     return GroupFits(groups, data, None, np.ones(len(measurements), bool))
