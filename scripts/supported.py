@@ -17,10 +17,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from llmcalc import LlmcalcError, huggingface, load_model, memory
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llmcalc import LlmcalcError, ModelSpec, huggingface, load_model, memory
 from llmcalc.huggingface import catalogue
-from llmcalc.huggingface.registry import SAME_AS
-from llmcalc.spec import Block, Cache, Constant, LayerRun
+from llmcalc.huggingface.registry import HEADLESS, SAME_AS
+from llmcalc.spec import Block, Cache, Constant, Experts, LayerRun
+from tests.altered import small
 from tests.oracles import test_published_models as published
 from tests.oracles import test_transformers_caches as caches
 from tests.oracles import test_transformers_flops as flops
@@ -51,13 +54,34 @@ def listing() -> Listing:
     """Return the content of supported.json."""
     counted, run = _by_type("default_configs", "real_models"), _by_type("tiny_measured")
     return {
-        model_type: {
-            **_made_of(counted[model_type] + run[model_type]),
-            "configs": len(counted[model_type]),
-            "equal": list(_equal(counted[model_type], run[model_type])),
-            "remarks": list(_remarks(model_type)),
-        }
+        model_type: _entry(model_type, counted[model_type], run[model_type])
         for model_type in huggingface.supported()
+    }
+
+
+def _entry(
+    model_type: str, counted: list[dict[str, Any]], run: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what is listed of a type, of the rows that were measured for it."""
+    if model_type in HEADLESS:
+        # Compared with modules that the tests build, from this configuration and altered ones.
+        configs = [{**small(model_type), "model_type": model_type}]
+        equal = ["parameters", "groups", "caches", "flops"]
+        mixture = any(isinstance(part, Experts) for part in _parts(load_model(configs[0])))
+        equal[2:2] = ["active parameters"] if mixture else []
+    elif not counted:
+        # Not in transformers: compared with totals that were published.
+        entries = [entry for entry in _catalogued() if entry.config["model_type"] == model_type]
+        configs = [dict(entry.config) for entry in entries if entry.published is not None]
+        equal = ["parameters"]
+    else:
+        configs = [row["config"] for row in counted + run]
+        equal = list(_equal(counted, run))
+    return {
+        **_made_of([load_model(config) for config in configs]),
+        "configs": len(counted) or len(configs),
+        "equal": equal,
+        "remarks": list(_remarks(model_type)),
     }
 
 
@@ -69,8 +93,14 @@ def _by_type(*names: str) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _made_of(measured: list[dict[str, Any]]) -> dict[str, list[str]]:
-    specs = [load_model(row["config"]) for row in measured]
+def _parts(spec: ModelSpec) -> Iterator[Any]:
+    """Give the parts of all layers."""
+    for run in spec.layers:
+        for step in run.layer.blocks:
+            yield from step.parts
+
+
+def _made_of(specs: list[ModelSpec]) -> dict[str, list[str]]:
     layers = [run for spec in specs for run in spec.layers]
     steps = [step for run in layers for step in run.layer.blocks]
     parts = [
@@ -119,6 +149,8 @@ def _equal(counted: list[dict[str, Any]], run: list[dict[str, Any]]) -> Iterator
 
 
 def _remarks(model_type: str) -> Iterator[str]:
+    if model_type not in CONFIG_MAPPING and model_type not in SAME_AS:
+        yield "parameters: its code is in its own repository: held against published totals"
     groups, why = published.JOINED.get(model_type, ((), ""))
     if groups:
         yield f"groups: {' + '.join(groups)} as one sum: {why}"

@@ -16,9 +16,46 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from llmcalc.huggingface.registry import HEADLESS
 from tests.truth import rows
 
 TINY = {row["model_type"]: row["config"] for row in rows("tiny_measured")}
+
+#: Sizes of a small language model of those that stand in larger models; a type has some of them.
+_SMALL = {
+    "vocab_size": 160, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "moe_intermediate_size": 32, "num_experts": 8, "n_routed_experts": 8,
+    "num_experts_per_tok": 2, "share_expert_dim": 40, "max_position_embeddings": 128,
+    "max_window_layers": 2, "pad_token_id": 0,
+}  # fmt: skip
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+_HALF = {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+_WINDOW: dict[str, Any] = {"sliding_window": 8, "rope_parameters": _SECTIONS}
+
+#: What else they need to run: sections of rotary positions for images, lists of layers, windows.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "cosmos3_edge_text": {"rope_parameters": _SECTIONS},
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse", "sparse", "dense"]},
+    "glm4v_moe_text": {"rope_parameters": _HALF},
+    "glm4v_text": {"rope_parameters": _SECTIONS},
+    "glm_ocr_text": {"rope_parameters": _SECTIONS},
+    "hunyuan_vl_text": {"rope_parameters": _SECTIONS},
+    "muse_glimmer_text": {"sliding_window": 8},
+    "paddleocr_vl_text": {"rope_parameters": _SECTIONS},
+    "qwen2_5_omni_text": _WINDOW,
+    "qwen2_5_vl_text": _WINDOW,
+    "qwen2_vl_text": _WINDOW,
+    "step3p5": {"sliding_window": 8},
+}
+
+
+def small(model_type: str) -> dict[str, Any]:
+    """Return arguments for a small language model of a type that stands in larger models."""
+    fields = fields_of(model_type)
+    sizes = {name: size for name, size in _SMALL.items() if name in fields}
+    return copy.deepcopy({**sizes, **_NEEDED.get(model_type, {})})
+
 
 #: Fields that change no shape, or that transformers alone decides.
 _UNTOUCHED = re.compile(
@@ -64,6 +101,11 @@ _KINDS: dict[tuple[str, str], list[str]] = {
         "heavily_compressed_attention",
     ],
     ("layer_types", "minimax_m3_vl_text"): ["full_attention", "minimax_m3_sparse"],
+    ("layer_types", "muse_glimmer_text"): ["full_attention", "sliding_attention"],
+    ("layer_types", "qwen2_5_omni_text"): ["full_attention", "sliding_attention"],
+    ("layer_types", "qwen2_5_vl_text"): ["full_attention", "sliding_attention"],
+    ("layer_types", "qwen2_vl_text"): ["full_attention", "sliding_attention"],
+    ("layer_types", "step3p5"): ["full_attention", "sliding_attention"],
     ("layer_types", "zaya"): ["hybrid", "hybrid_sliding"],
     ("layer_types", "lfm3"): ["conv", "full_attention", "sliding_attention"],
     ("layer_types", "lfm2_moe"): ["conv", "full_attention"],
@@ -92,13 +134,16 @@ def fields_of(model_type: str) -> dict[str, tuple[str, Any]]:
             default = field.default_factory()
         if default is not dataclasses.MISSING and not field.name.startswith("_"):
             result[field.name] = (str(field.type), default)
+    if model_type in HEADLESS:
+        result["tie_word_embeddings"] = ("bool", False)
     return result
 
 
 def altered(model_type: str, rng: Random, *, tiny: bool) -> dict[str, Any]:
     """Return arguments for the configuration class: class defaults or a `tiny` model's, altered."""
     fields = fields_of(model_type)
-    base = copy.deepcopy(TINY[model_type]) if tiny else {}
+    whole = small(model_type) if model_type in HEADLESS else TINY[model_type]
+    base = copy.deepcopy(whole) if tiny else {}
     base.pop("model_type", None)
     draw = _Draw(model_type, rng, fields, base)
     for name, (kind, default) in fields.items():
@@ -350,7 +395,9 @@ def _gemma4(draw: _Draw) -> None:
 def _dbrx(draw: _Draw) -> None:
     rng = draw.rng
     draw.values["tie_word_embeddings"] = False
-    draw.values["attn_config"] = {"kv_n_heads": draw.kv_heads, "rope_theta": 10000.0}
+    draw.values["attn_config"] = {
+        "kv_n_heads": draw.kv_heads, "rope_theta": 10000.0, "clip_qkv": 8.0,
+    }  # fmt: skip
     draw.values["ffn_config"] = {
         "hidden_size": draw.width,
         "ffn_hidden_size": 4 * rng.randint(1, 20),
@@ -400,6 +447,11 @@ def _longcat(draw: _Draw) -> None:
     draw.values.pop("qk_head_dim", None)
 
 
+def _phimoe(draw: _Draw) -> None:
+    """Two experts a token, which is what the router picks whatever the field says."""
+    draw.values["num_experts_per_tok"] = 2
+
+
 def _qwen4(draw: _Draw) -> None:
     rng = draw.rng
     _delta(draw)
@@ -423,6 +475,13 @@ def _divided_kinds(draw: _Draw) -> None:
     """Lists of layers that transformers wants to be given."""
     kinds = ["conv", "full_attention"]
     draw.values["layer_types"] = draw.values.get("layer_types") or draw.each(kinds)
+
+
+def _step(draw: _Draw) -> None:
+    """Heads of layers with a window that the KV heads divide."""
+    number = draw.rng.choice([None, 1, 2, 3])
+    kv_heads = draw.values["num_key_value_heads"]
+    draw.values["num_sliding_attention_heads"] = number and number * kv_heads
 
 
 def _zaya(draw: _Draw) -> None:
@@ -468,11 +527,13 @@ _CONSTRAINTS: dict[str, _Change] = {
     "mimo_v2_flash": _mimo,
     "nemotron_h": _mamba("mamba_num_heads", "mamba_head_dim", "n_groups", "expand"),
     "olmo_hybrid": _delta,
+    "phimoe": _phimoe,
     "qwen3_5_moe_text": _delta,
     "qwen3_5_text": _delta,
     "qwen3_next": _delta,
     "qwen4_exp_text": _qwen4,
     "recurrent_gemma": _recurrent_gemma,
+    "step3p5": _step,
     "zamba2": _zamba2,
     "zaya": _zaya,
 }

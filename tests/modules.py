@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+from importlib import import_module
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import llmcalc.huggingface
 from llmcalc import ModelSpec, memory
+from llmcalc.huggingface.registry import HEADLESS
 
 #: The groups that the library counts under, by what is in a parameter's name; the first that
 #: matches decides. Softmax attention and recurrences are one group: hybrids name them alike.
@@ -51,14 +57,69 @@ def group_of(name: str) -> str:
     raise AssertionError(f"no group for {name}")
 
 
+class LanguageModel(torch.nn.Module):
+    """A language model that stands in a larger model, and the head that stands beside it there."""
+
+    def __init__(self, config: Any, *, tied: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.model = _text_class(config)(config)
+        self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if tied:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, **arguments: Any) -> Any:
+        """Compute the logits, and return what the language model returns."""
+        if arguments.get("use_cache") and "past_key_values" not in arguments:
+            arguments["past_key_values"] = DynamicCache(config=self.config)
+        result = self.model(**arguments)
+        self.lm_head(result.last_hidden_state)
+        return result
+
+
+def _text_class(config: Any) -> Any:
+    """Return the class of the language model of a configuration."""
+    module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    [found] = [
+        kind
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, PreTrainedModel)
+        and kind.__module__ == module.__name__
+        and getattr(kind, "config_class", None) is type(config)
+        and name.endswith("TextModel")
+    ]
+    return found
+
+
+def new_config(model_type: str, arguments: dict[str, Any]) -> Any:
+    """Return the configuration object; it says whether a language model's head is tied."""
+    config = CONFIG_MAPPING[model_type](**arguments)
+    if model_type in HEADLESS:
+        folder = Path(llmcalc.huggingface.__file__).parent / "defaults"
+        defaults = json.loads((folder / f"{model_type}.json").read_text(encoding="utf-8"))
+        usual = defaults["fields"]["tie_word_embeddings"]
+        config.tie_word_embeddings = arguments.get("tie_word_embeddings", usual)
+    return config
+
+
+def new_module(config: Any, **options: Any) -> Any:
+    """Return the module of a configuration object."""
+    if config.model_type not in HEADLESS:
+        return AutoModelForCausalLM.from_config(config, **options)  # type: ignore[no-untyped-call]
+    for name, value in options.items():
+        setattr(config, f"_{name}", value)
+    return LanguageModel(config, tied=config.tie_word_embeddings)
+
+
 def build(model_type: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
     """Return the configuration object and the module, without memory for its weights.
 
     Raises whatever transformers raises for a configuration that it cannot build.
     """
-    config = CONFIG_MAPPING[model_type](**arguments)
+    config = new_config(model_type, arguments)
     with torch.device("meta"):
-        return config, AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        return config, new_module(config)
 
 
 def module_groups(module: Any) -> tuple[dict[str, int], list[dict[str, int]]]:

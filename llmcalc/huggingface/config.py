@@ -336,7 +336,10 @@ class Config:
         sizes = {name: value for name, value in self._values.items() if type(value) is int}
         same = [name for name, value in sizes.items() if value == error.value and value > 1]
         if same:
-            return InvalidValueError(same[0], error.value, error.rule)
+            from difflib import SequenceMatcher
+
+            near = max(same, key=lambda name: SequenceMatcher(None, name, error.field).ratio())
+            return InvalidValueError(near, error.value, error.rule)
         if not sizes or type(error.value) is not int or error.value < 2**32:
             return error
         # What follows from several fields breaks a rule because of the largest of them.

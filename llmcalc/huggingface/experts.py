@@ -732,7 +732,7 @@ def ernie4_5_moe(config: Config, name: str) -> ModelSpec:
     if type(end) is not int or end < -1:
         raise InvalidValueError("moe_layer_end_index", end, "must be an integer of at least -1")
     last = layers - 1 if end == -1 else end
-    bias = config.flag("use_bias")
+    bias = config.optional_flag("use_bias")
     return mixture(
         config,
         name,

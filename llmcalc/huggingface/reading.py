@@ -112,8 +112,8 @@ def attention(
     """Compose attention from the usual fields; `options` are further ones of `Attention`.
 
     A missing or null ``num_key_value_heads`` is one KV head a query head, and a missing or null
-    ``head_dim`` the width divided by the heads. `width` and `num_kv_heads` stand for these fields
-    where the model does not read them.
+    ``head_dim`` the width divided by the heads, rounded down. `width` and `num_kv_heads` stand for
+    these fields where the model does not read them.
     """
     embed = config.required_size("hidden_size")
     heads = config.required_size("num_attention_heads")
@@ -127,7 +127,7 @@ def attention(
     return Attention(
         query_heads=heads,
         kv_heads=heads if kv_heads is None else kv_heads,
-        head_dim=head_dim(embed, heads) if width is None else width,
+        head_dim=head_dim(embed, heads, rounded=True) if width is None else width,
         query_bias=query_key_value_bias,
         key_bias=query_key_value_bias,
         value_bias=query_key_value_bias,

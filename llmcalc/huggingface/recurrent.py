@@ -680,7 +680,7 @@ def minimax(config: Config, name: str) -> ModelSpec:
     heads, width = config.required_size("num_attention_heads"), config.optional_size("head_dim")
     linear = LinearAttention(
         heads=heads,
-        head_dim=width or head_dim(config.required_size("hidden_size"), heads),
+        head_dim=width or head_dim(config.required_size("hidden_size"), heads, rounded=True),
         norm=norm,
         chunk=config.size("block_size"),
         activation=activation(config, "hidden_act"),

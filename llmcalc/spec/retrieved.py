@@ -54,7 +54,12 @@ class MaskedAttention:
         value = Axis("head_dim", self.attention.value_dim or self.attention.head_dim)
         masks = Axis("masks", self.attention.kv_heads)
         yield Linear(
-            name="mask", into=(heads, value), out=((masks,),), bias=self.bias, tokens="latent"
+            name="mask",
+            into=(heads, value),
+            out=((masks,),),
+            bias=self.bias,
+            tokens="latent",
+            span=self.attention.span,
         )
         yield Scale(name="mask_rate", axes=(masks,))
 

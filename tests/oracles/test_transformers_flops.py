@@ -25,7 +25,7 @@ WITHOUT_DECODE = {
 
 #: Types of which the counter counts more, and what.
 COUNTED_MORE = {
-    "rwkv": "its decode step was measured with two tokens",
+    "rwkv": "with two sequences, a decode step is computed for each pair of them",
     "zaya": "a prefill also projects a token of zeros, for the values before the first token",
 }
 
@@ -53,14 +53,18 @@ def _total(row: dict[str, Any], step: str) -> int:
 
 @pytest.mark.parametrize("row", _rows())
 def test_a_prefill_costs_what_the_counter_counts(row: dict[str, Any]) -> None:
-    zeros = 0
-    if row["model_type"] == "zaya":
-        spec = load_model(row["config"])
-        [values] = [entry for entry in spec.ledger.entries if entry.name[2:] == ("v_before",)][:1]
-        assert isinstance(values.item, Linear)
-        width = values.item.out[0][0].size * spec.embed_dim
-        zeros = 2 * width * spec.num_layers * row["flops"]["batch"]
+    zeros = projected_zeros(load_model(row["config"]), row["flops"]["batch"])
     assert _total(row, PREFILL) + zeros == row["flops"][PREFILL]
+
+
+def projected_zeros(spec: ModelSpec, batch: int) -> int:
+    """Return the FLOPs of a ZAYA's token of zeros before the first token of a prefill."""
+    values = [entry.item for entry in spec.ledger.entries if entry.name[2:] == ("v_before",)]
+    if not values:
+        return 0
+    assert isinstance(values[0], Linear)
+    width = values[0].out[0][0].size * spec.embed_dim
+    return 2 * width * spec.num_layers * batch
 
 
 @pytest.mark.parametrize("row", _rows())
@@ -68,8 +72,8 @@ def test_a_decode_step_costs_what_the_counter_counts(row: dict[str, Any]) -> Non
     if row["flops"].get(DECODE) is None:
         assert row["model_type"] in WITHOUT_DECODE
         return
-    tokens = 2 if row["model_type"] == "rwkv" else 1
-    assert tokens * _total(row, DECODE) == row["flops"][DECODE]
+    times = 2 if row["model_type"] == "rwkv" else 1
+    assert times * _total(row, DECODE) == row["flops"][DECODE]
 
 
 @pytest.mark.parametrize("row", _rows(by_router=True))

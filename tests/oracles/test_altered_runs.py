@@ -1,0 +1,77 @@
+"""Randomly altered small models of every type, run for real: their caches and their FLOPs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+
+from llmcalc import ModelSpec, load_model, memory, roofline
+from tests.altered import altered
+from tests.modules import new_config
+from tests.oracles.test_altered_configs import TYPES, saved
+from tests.oracles.test_transformers_caches import WITHOUT_CACHE
+from tests.oracles.test_transformers_flops import BY_ROUTER, WITHOUT_DECODE, projected_zeros
+from tests.runs import BATCH, TOKENS, Measured, measure
+
+pytestmark = pytest.mark.slow
+
+#: Models of each type that are run, and the most that are tried for them.
+ENOUGH, MOST = 2, 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _runs(model_type: str) -> Iterator[tuple[ModelSpec, Measured, dict[str, Any]]]:
+    """Give small models that can be run, and what was measured; see `altered`."""
+    ran = 0
+    for number in range(MOST):
+        rng = Random(f"run {model_type} {number}")  # noqa: S311  # drawn anew, the same each time
+        arguments = altered(model_type, rng, tiny=True)
+        try:
+            config = new_config(model_type, copy.deepcopy(arguments))
+            written = saved(config)
+            measured = measure(config)
+        except Exception:  # noqa: BLE001, S112  # whatever it refuses
+            continue
+        yield load_model(written), measured, arguments
+        ran += 1
+        if ran == ENOUGH:
+            return
+    if not ran:
+        pytest.fail(f"none of {MOST} alterations could be run")
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_altered_models_hold_and_compute_what_is_measured(model_type: str) -> None:
+    for spec, measured, arguments in _runs(model_type):
+        if model_type not in BY_ROUTER:
+            zeros = projected_zeros(spec, BATCH)
+            assert _flops(spec, TOKENS, 0) + zeros == measured.prefill_flops, arguments
+            if model_type not in WITHOUT_DECODE:
+                times = BATCH if model_type == "rwkv" else 1
+                assert times * _flops(spec, 1, TOKENS) == measured.decode_flops, arguments
+        if model_type not in WITHOUT_CACHE or model_type == "dbrx":
+            assert _cache(spec, TOKENS) == measured.prefill_cache, arguments
+            assert _cache(spec, TOKENS + 1) == measured.decode_cache, arguments
+
+
+def _flops(spec: ModelSpec, new: int, past: int) -> int:
+    counted = roofline.flops(
+        spec, batch=BATCH, new=new, past=past, logits="all", convention="transformers"
+    )
+    return int(counted.total)
+
+
+def _cache(spec: ModelSpec, context: int) -> int:
+    held = memory.kv_cache_bytes(
+        spec, context=context, batch=BATCH, kv="fp32", state="fp32", policy="transformers"
+    )
+    return int(held.total)
