@@ -1,12 +1,16 @@
 """What enters the library: checks of fields and arguments, and calls broadcast over arrays.
 
 * `whole_number`: one integer argument, checked.
+* `positive_number`: a number above 0; `positive_numbers`: one, or an array of them.
+* `tile_size`: how many tokens are computed at a time.
 * `count`: a workload argument, an integer or an integer array.
 * `flag_argument`: True or False.
 * `choice`: one of a few strings.
 * `several`: one thing or an iterable of them.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
+* `at_most`: a product, or what limits it.
 * `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
+* `same`: whether two values, numbers or arrays, are equal.
 * `evaluate`: a fold over workload arguments that may be integers or integer arrays.
 * `elementwise`: a scalar function over such arguments, called for each element.
 """
@@ -16,6 +20,8 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     Int: TypeAlias = int | integer[Any]
 
 __all__ = [
+    "at_most",
     "choice",
     "count",
     "elementwise",
@@ -41,9 +48,13 @@ __all__ = [
     "is_array",
     "larger",
     "one_of",
+    "positive_number",
+    "positive_numbers",
+    "same",
     "several",
     "size",
     "smaller",
+    "tile_size",
     "whole_number",
 ]
 
@@ -53,6 +64,9 @@ INT64_SAFE = 2**62
 
 #: No axis of a model comes near this; the limit keeps a corrupt config from passing as a model.
 LARGEST_SIZE = 2**48
+
+#: No time, rate or price comes near this; times and rates that are made of such stay finite.
+LARGEST_NUMBER = 1e300
 
 T = TypeVar("T")
 N = TypeVar("N", bound="int | None")
@@ -71,11 +85,12 @@ def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
     """
     if type(value) is int:
         number = value
-    elif isinstance(value, bool):
-        raise InvalidValueError(field, value, "must be an integer, not a bool")
     else:
+        held = _held(value)
+        if isinstance(held, bool):
+            raise InvalidValueError(field, value, "must be an integer, not a bool")
         try:
-            number = operator.index(value)  # type: ignore[arg-type]  # refused below if it has none
+            number = operator.index(held)
         except TypeError:
             raise InvalidValueError(
                 field, value, f"must be an integer of at least {minimum}"
@@ -83,6 +98,53 @@ def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
     if number < minimum:
         raise InvalidValueError(field, value, f"must be an integer of at least {minimum}")
     return number
+
+
+def positive_number(value: object, field: str, *, zero: bool = False) -> float:
+    """Return a finite number above 0, or with `zero` at least 0, as a float.
+
+    >>> from llmcalc.boundary import positive_number
+    >>> positive_number(3, "watts")
+    3.0
+    """
+    number = -1.0
+    if type(value) is not bool and isinstance(value, Real):
+        with suppress(OverflowError):  # a larger integer than any float is refused below
+            number = float(value)
+    if not 0 <= number < LARGEST_NUMBER or not (number or zero):
+        rule = "must be a number of at least 0" if zero else "must be a positive number"
+        raise InvalidValueError(field, value, rule)
+    return number
+
+
+def positive_numbers(value: Any, field: str) -> Any:
+    """Return a finite number above 0 as a float, or an array of such numbers as one of floats."""
+    if not is_array(value):
+        return positive_number(value, field)
+    if value.dtype.kind not in "iuf":
+        raise InvalidValueError(field, value, f"must hold numbers, not {value.dtype}")
+    numbers = value.astype("float64")
+    if not ((numbers > 0) & (numbers < LARGEST_NUMBER)).all():
+        raise InvalidValueError(field, value, "must hold positive numbers")
+    return numbers
+
+
+def tile_size(value: object, field: str) -> int | None:
+    """Return how many tokens are computed at a time, from 1 to 2**48; `None` is all of them."""
+    if value is None:
+        return None
+    number = whole_number(value, field, minimum=1)
+    if number > LARGEST_SIZE:
+        raise InvalidValueError(field, value, "must be at most 2**48")
+    return number
+
+
+def _held(value: Any) -> Any:
+    """Return what an array without a dimension holds; everything else is what it is."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray) and value.ndim == 0:
+        return value.item()
+    return value
 
 
 def count(value: object, field: str) -> int | IntArray:
@@ -151,10 +213,13 @@ def instance_of(*kinds: type) -> Callable[[object, Attribute[Any], object], None
     return validate
 
 
-def is_array(value: object) -> bool:
-    """Whether `value` is a NumPy array. NumPy is not imported: without it there are no arrays."""
+def is_array(value: Any) -> bool:
+    """Whether `value` is a NumPy array with a dimension; one without is the number that it holds.
+
+    NumPy is not imported: without it there are no arrays.
+    """
     numpy = sys.modules.get("numpy")
-    return numpy is not None and isinstance(value, numpy.ndarray)
+    return numpy is not None and isinstance(value, numpy.ndarray) and value.ndim > 0
 
 
 def smaller(a: Any, b: Any) -> Any:
@@ -166,6 +231,18 @@ def smaller(a: Any, b: Any) -> Any:
     return a if a < b else b
 
 
+def at_most(limit: Any, number: Any, each: int) -> Any:
+    """Return the smaller of `limit` and ``number * each``, and compute nothing larger on the way.
+
+    >>> from llmcalc.boundary import at_most
+    >>> at_most(10, 3, 3), at_most(10, 4, 3)
+    (9, 10)
+    """
+    whole = limit // each
+    fitting = smaller(number, whole)
+    return fitting * each + (smaller(number, whole + 1) - fitting) * (limit - whole * each)
+
+
 def larger(a: Any, b: Any) -> Any:
     """Return the larger of two numbers, or of numbers and arrays element by element."""
     if is_array(a) or is_array(b):
@@ -173,6 +250,15 @@ def larger(a: Any, b: Any) -> Any:
 
         return np.maximum(a, b)
     return a if a > b else b
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two values are equal; arrays are when their shapes and all their elements are."""
+    if is_array(a) or is_array(b):
+        import numpy as np
+
+        return np.array_equal(np.asarray(a), np.asarray(b))
+    return bool(a == b)
 
 
 def evaluate(

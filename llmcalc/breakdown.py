@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 
 import attrs
 
-from llmcalc.boundary import is_array
+from llmcalc.boundary import same
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, UnitMismatchError
 from llmcalc.units import Unit, format_array, format_quantity
@@ -71,7 +71,7 @@ class Term(Described, Generic[ValueT]):
             self.path == other.path
             and len(self.factors) == len(other.factors)
             and all(
-                mine[1] == theirs[1] and _same(mine[0], theirs[0])
+                mine[1] == theirs[1] and same(mine[0], theirs[0])
                 for mine, theirs in zip(self.factors, other.factors, strict=True)
             )
         )
@@ -261,11 +261,3 @@ def _factor_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return format_array(value)
-
-
-def _same(mine: object, theirs: object) -> bool:
-    if is_array(mine) or is_array(theirs):
-        import numpy as np
-
-        return np.array_equal(np.asarray(mine), np.asarray(theirs))
-    return mine == theirs

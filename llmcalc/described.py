@@ -1,6 +1,7 @@
 """What the frozen classes of this library share.
 
 * `Described`: how they are shown, compared and hashed: by type and fields.
+* `DescribedArrays`: the same, where fields may hold arrays.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from typing import Any, cast
 
 import attrs
 
-__all__ = ["Described"]
+from llmcalc.boundary import same
+
+__all__ = ["Described", "DescribedArrays"]
 
 
 class Described:
@@ -50,6 +53,33 @@ class Described:
 
     def __hash__(self) -> int:
         return hash((type(self), self._values()))
+
+
+class DescribedArrays(Described):
+    """The base of those whose fields may hold arrays: ``==`` always gives one bool.
+
+    Arrays are equal when their shapes and all their elements are.
+
+    >>> import attrs, numpy as np
+    >>> from llmcalc.described import DescribedArrays
+    >>> @attrs.frozen(repr=False, eq=False)
+    ... class Pair(DescribedArrays):
+    ...     left: object
+    ...     right: object
+    >>> Pair(np.array([1, 2]), 3) == Pair(np.array([1, 2]), 3), Pair(np.array([3]), 3) == Pair(3, 3)
+    (True, False)
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, DescribedArrays) or type(self) is not type(other):
+            return NotImplemented
+        return all(map(same, self._values(), other._values()))
+
+    __hash__ = Described.__hash__
 
 
 def _compared(cls: type[Any]) -> tuple[str, ...]:

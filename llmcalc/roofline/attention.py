@@ -15,7 +15,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
 
-from llmcalc.boundary import choice, count, evaluate, flag_argument, is_array, smaller, whole_number
+from llmcalc.boundary import (
+    choice,
+    count,
+    evaluate,
+    flag_argument,
+    is_array,
+    smaller,
+    tile_size,
+    whole_number,
+)
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.spans import Full
 
@@ -249,9 +258,9 @@ def attention_bytes(
     choice(algorithm, "algorithm", _ALGORITHMS)
     if shared_kv is not None:
         flag_argument(shared_kv, "shared_kv")
-    tile = None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1)
-    if tile is not None and algorithm != "flash":
-        raise InvalidValueError("query_tile", tile, "is of algorithm='flash' alone")
+    rows = tile_size(query_tile, "query_tile")
+    if rows is not None and algorithm != "flash":
+        raise InvalidValueError("query_tile", rows, "is of algorithm='flash' alone")
     _check_causal(queries, keys, causal)
     if algorithm == "assignment":
         _check_assignment(queries, keys, heads, causal)
@@ -264,7 +273,7 @@ def attention_bytes(
 
         def fold(queries: Any, keys: Any, batch: Any) -> Any:
             own = 2 * heads * width * queries + passes * heads * queries * keys
-            read = 2 * groups * width * _read(queries, keys, causal, tile)
+            read = 2 * groups * width * _read(queries, keys, causal, rows)
             return (own * batch + read * (smaller(batch, 1) if shared_kv else batch)) * size
 
     answer: int | IntArray = evaluate(fold, _itself, queries=queries, keys=keys, batch=batch)

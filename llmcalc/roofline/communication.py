@@ -37,9 +37,9 @@ import attrs
 from llmcalc import formats
 from llmcalc.boundary import choice
 from llmcalc.breakdown import Factor
-from llmcalc.described import Described
+from llmcalc.described import DescribedArrays
 from llmcalc.memory import stored
-from llmcalc.roofline.counts import TOKENS, Count
+from llmcalc.roofline.counts import TOKENS, Count, Workload
 from llmcalc.roofline.programs import Piece, Program, keep
 from llmcalc.roofline.shares import Share, is_routed, shares_of
 from llmcalc.spec.axes import Axes, Axis, factors, is_split
@@ -70,7 +70,7 @@ _ROUNDS: Final = {
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Collective(Described):
+class Collective(DescribedArrays):
     """An exchange between `ranks` at `path`, `count` times in a step.
 
     `message_bytes` is the size of one: an integer, or an array for array arguments.
@@ -284,19 +284,24 @@ def _adds_up(block: Residual) -> bool:
     )
 
 
-def of_step(program: Program, values: list[Any]) -> tuple[Collective, ...]:
-    """Return the exchanges of a step, from the values of the program's counts."""
+def of_step(program: Program, workload: Workload) -> tuple[Collective, ...]:
+    """Return the exchanges of a step."""
+    values = program.values(workload)
     numbers = {count: number for number, count in enumerate(program.counts)}
     return tuple(
         Collective(
             kind=cast("Kind", kind),
             path=tuple(path),
             ranks=int(ranks),
-            count=prod([factor for factor, _ in times]),
-            message_bytes=prod([factor for factor, _ in shape]) * values[numbers[count]],
+            count=_size(times),
+            message_bytes=values.whole(values.sum(((numbers[count], _size(axes)),))),
         )
-        for (kind, ranks, *path), _, shape, count, times in program.pieces
+        for (kind, ranks, *path), _, axes, count, times in program.pieces
     )
+
+
+def _size(factors: Iterable[Factor]) -> int:
+    return prod([factor for factor, _ in factors])
 
 
 def collectives(
@@ -333,4 +338,4 @@ def collectives(
     program = exchanges(
         spec, share, activations, everything=logits == "all", absorbed=mla == "absorbed"
     )
-    return of_step(program, program.values(share.workload(batch, new, past, mixed_with)))
+    return of_step(program, share.workload(batch, new, past, mixed_with))

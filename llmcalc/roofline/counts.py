@@ -3,6 +3,7 @@
 * `Count`: one such number, by its kind and what it is of.
 * `Requests`: requests of a step that have the same number of new and past tokens.
 * `Workload`: all requests of a step; it gives the value of every count.
+* `Values`: these values, and sums that are made of them.
 
 A fold states for each item which `Count` its cost grows with, once for a model; a `Workload` then
 gives the numbers, for integers and for integer arrays alike.
@@ -17,17 +18,21 @@ import attrs
 
 from llmcalc.boundary import (
     INT64_SAFE,
+    at_most,
     choice,
     count,
     is_array,
+    larger,
     largest,
     smaller,
+    whole_number,
 )
 from llmcalc.breakdown import Factor
-from llmcalc.described import Described
+from llmcalc.described import DescribedArrays
 from llmcalc.eager import Eager
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import share
+from llmcalc.spec.spans import Remainder
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
@@ -54,6 +59,9 @@ class Count(NamedTuple):
     joint: bool = False
 
 
+#: A sum: how much of each count, by its number.
+Sums: TypeAlias = tuple[tuple[int, int], ...]
+
 #: What does not depend on the workload.
 ONCE: Final = Count("once", "")
 
@@ -62,7 +70,7 @@ TOKENS: Final = Count("tokens", "tokens")
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Requests(Described):
+class Requests(DescribedArrays):
     """`batch` requests of a step, in each of which `new` tokens follow `past` ones.
 
     A step that serves several kinds of requests at once has one of these for each (`mixed_with`
@@ -80,11 +88,11 @@ class Requests(Described):
 
 def experts_touched(
     *,
-    num_experts: int,
-    experts_per_token: int,
-    tokens: Any,
+    num_experts: Int,
+    experts_per_token: Int,
+    tokens: Int | IntArray,
     reads: ExpertReads = "expected",
-    held: int | None = None,
+    held: Int | None = None,
 ) -> Any:
     r"""Return how many distinct experts `tokens` tokens read.
 
@@ -93,7 +101,8 @@ def experts_touched(
 
     The expectation is a float, the bounds are integers. `tokens` takes an integer or an array.
     With `held` only the experts of a rank that holds so many count: in expectation their share,
-    at the least those for which the others leave no room.
+    at the least those for which the others leave no room. Raises `llmcalc.LlmcalcError` where a
+    token would need more experts than there are, or a rank would hold more.
 
     >>> from llmcalc import roofline
     >>> [
@@ -103,17 +112,37 @@ def experts_touched(
     [2, 5.46875, 8]
     """
     choice(reads, "reads", EXPERT_READS)
-    own = num_experts if held is None else held
+    experts = whole_number(num_experts, "num_experts", minimum=1)
+    used = whole_number(experts_per_token, "experts_per_token", minimum=1)
+    own = experts if held is None else whole_number(held, "held")
+    for field, number in (("experts_per_token", used), ("held", own)):
+        if number > experts:
+            raise InvalidValueError(field, number, f"must be at most num_experts ({experts})")
+    asked: Any = count(tokens, "tokens")
+    if is_array(asked) and asked.dtype.kind != "O":
+        asked = asked.astype("int64")
+    return _experts_read(asked, experts, used, own, reads)
+
+
+def _experts_read(tokens: Any, experts: int, used: int, own: int, reads: ExpertReads) -> Any:
+    """Give what `experts_touched` gives, without its checks."""
+    fewest = smaller(tokens, 1) * max(0, used - (experts - own))
     if reads == "fewest":
-        least = experts_per_token - (num_experts - own)
-        return smaller(tokens, 1) * max(0, least)
+        return fewest
+    most = at_most(own, tokens, used)
     if reads == "most":
-        # No more than all of them, also where the product would be too large for an array.
-        return smaller(smaller(tokens, own) * experts_per_token, own)
-    missed = 1 - experts_per_token / num_experts
-    if is_array(tokens):
-        return own * (1 - missed ** tokens.astype("float64"))
-    return own * (1 - missed**tokens)
+        return most
+    missed = 1 - used / experts
+    exponent = smaller(tokens, _EVERY_EXPERT)
+    if not is_array(tokens):
+        # Rounding must not take the mean past the bounds.
+        return float(max(fewest, min(own * (1 - missed**exponent), most)))
+    mean = own * (1 - missed ** exponent.astype("float64"))
+    return larger(fewest.astype("float64"), smaller(mean, most.astype("float64")))
+
+
+#: So many tokens leave out no expert, to the precision of any float.
+_EVERY_EXPERT: Final = 2**62
 
 
 class _One:
@@ -134,15 +163,23 @@ def _pairs(one: _One, span: Any) -> Any:
     return (span.most_pairs if one.bound else span.pairs)(one.new, one.past)
 
 
+def _present(one: _One, span: Any) -> Any:
+    if one.bound and isinstance(span, Remainder):  # of which a longer context may leave less
+        return smaller(one.new + one.past, span.size - 1)
+    return span.present(one.new, one.past)
+
+
 def _fetched(one: _One, span: Any) -> Any:
-    return (span.present if one.bound else span.fetched)(one.new, one.past)
+    return _present(one, span) if one.bound else span.fetched(one.new, one.past)
 
 
 def _tiled(one: _One, of: Any) -> Any:
+    return _by_tile(one, of) if one.bound else of[0].tiled(one.new, one.past, of[1])
+
+
+def _by_tile(one: _One, of: Any) -> Any:
     span, tile = of
-    if one.bound:
-        return -(-one.new // tile) * span.present(one.new, one.past)
-    return span.tiled(one.new, one.past, tile)
+    return -(-one.new // tile) * _present(one, span)
 
 
 def _dealt(one: _One, of: Any) -> Any:
@@ -158,10 +195,10 @@ _OF_A_REQUEST: Final[Mapping[str, Callable[[_One, Any], Any]]] = {
     "tokens": lambda one, _: one.new,
     "logits": lambda one, _: smaller(one.new, 1),
     "pairs": _pairs,
-    "rectangle": lambda one, span: one.new * span.present(one.new, one.past),
-    "tile rectangle": lambda one, of: -(-one.new // of[1]) * of[0].present(one.new, one.past),
+    "rectangle": lambda one, span: one.new * _present(one, span),
+    "tile rectangle": _by_tile,
     "tiled": _tiled,
-    "present": lambda one, span: span.present(one.new, one.past),
+    "present": _present,
     "fetched": _fetched,
     "written": lambda one, span: one.new if one.bound else span.written(one.new, one.past),
     "outputs": lambda one, convolution: one.eager.outputs(convolution),
@@ -175,9 +212,7 @@ _OF_A_REQUEST: Final[Mapping[str, Callable[[_One, Any], Any]]] = {
 
 def _touched(tokens: Any, of: Any, _bound: bool) -> Any:
     experts, active, held, reads = of
-    return experts_touched(
-        num_experts=experts, experts_per_token=active, tokens=tokens, reads=reads, held=held
-    )
+    return _experts_read(tokens, experts, active, held, reads)
 
 
 def _assigned(tokens: Any, of: Any, bound: bool) -> Any:
@@ -194,6 +229,35 @@ _OF_A_STEP: Final[Mapping[str, Callable[[Any, Any, bool], Any]]] = {
     "touched": _touched,
     "assigned": _assigned,
 }
+
+
+class Values(NamedTuple):
+    """The values of counts: integers, or arrays, which broadcast to the `shape` of all arguments.
+
+    Arrays are of int64, or of Python integers where these are `wide`.
+    """
+
+    each: list[Any]
+    shape: tuple[int, ...] | None
+    wide: bool
+
+    def sum(self, sums: Sums) -> Any:
+        """Return a sum of so much of each count, in any shape that broadcasts to that of all."""
+        each = self.each
+        total: Any = 0
+        for number, size in sums:
+            total = total + size * each[number]
+        if self.wide and is_array(total) and any(self._is_mean(number) for number, _ in sums):
+            return total.astype("float64")
+        return total
+
+    def _is_mean(self, number: int) -> bool:
+        value = self.each[number]
+        return is_array(value) and value.dtype.kind == "f"
+
+    def whole(self, value: Any) -> Any:
+        """Return a figure in the shape of all arguments."""
+        return broadcast(value, self.shape, wide=self.wide)
 
 
 class Workload:
@@ -217,40 +281,43 @@ class Workload:
         replica: int = 0,
     ) -> None:
         given: list[Any] = [("batch", batch), ("new", new), ("past", past)]
-        if mixed_with != ():
-            for one in _checked(mixed_with):
-                given += [("batch", one.batch), ("new", one.new), ("past", one.past)]
+        if type(mixed_with) is not tuple or mixed_with:
+            for number, one in enumerate(_checked(mixed_with)):
+                place = f"mixed_with[{number}]"
+                given += [(f"{place}.{name}", getattr(one, name)) for name in _ARGUMENTS]
         self._dealt = replicas, replica
         self._given: list[Any] = [count(value, field) for field, value in given]
         self.shape = _shape(given, self._given)
-        # A bound of at least 1 keeps one empty factor from hiding how large the others are.
-        self._bounds = [max(1, largest(v)) if is_array(v) else v for v in self._given]
+        self._bounds = self._given
+        if self.shape is not None:
+            # At least 1 keeps one empty factor from hiding how large the others are.
+            self._bounds = [max(1, largest(v) if is_array(v) else v) for v in self._given]
 
-    def values(self, counts: Sequence[Count], total: Callable[[list[Any]], Any]) -> list[Any]:
-        """Return the value of each count: integers, arrays of int64, or arrays of Python integers.
+    def values(self, counts: Sequence[Count], total: Callable[[list[Any]], Any]) -> Values:
+        """Return the value of each count.
 
         `total` gives the largest sum that is made of values; where that stays below 2**62, arrays
         are of int64.
         """
         if self.shape is None:
-            return _totals(counts, self._kinds(self._given, bound=False))
+            return Values(_totals(counts, self._kinds(self._given, bound=False)), None, wide=False)
         most = self.most(counts)
         wide = max(total(most), *most, *self._bounds) >= INT64_SAFE
-        return _totals(counts, self._kinds(self._typed(wide=wide), bound=False))
+        found = _totals(counts, self._kinds(self._typed(wide=wide), bound=False))
+        return Values(found, self.shape, wide)
 
     def most(self, counts: Sequence[Count]) -> list[Any]:
         """Return for each count a bound of its elements' values."""
         bound = self.shape is not None
         return _totals(counts, self._kinds(self._bounds, bound=bound))
 
-    def factors(self, count: Count, value: Any) -> tuple[Factor, ...]:
+    def factors(self, count: Count, value: Any, *, wide: bool) -> tuple[Factor, ...]:
         """Return a value as named factors, broadcast to the shape of all arguments."""
         if count.kind == "once":
             return ()
         if count.kind in _OF_A_STEP or len(self._given) > 3:
             name = count.name if count.kind in _OF_A_STEP else f"{count.name} of all requests"
             return ((self._broadcast(value), name),)
-        wide = is_array(value) and value.dtype.kind == "O"
         [one] = self._kinds(self._typed(wide=wide), bound=False)
         each = self._broadcast(_OF_A_REQUEST[count.kind](one, count.of))
         batch = one.joint_batch if count.joint else one.batch
@@ -259,7 +326,7 @@ class Workload:
         return ((each, count.name), (self._broadcast(batch), "requests"))
 
     def _broadcast(self, value: Any) -> Any:
-        return value if self.shape is None or not is_array(value) else broadcast(value, self.shape)
+        return broadcast(value, self.shape) if is_array(value) else value
 
     def _typed(self, *, wide: bool) -> list[Any]:
         """Return the arguments, arrays as int64 or, where they are `wide`, of Python integers."""
@@ -299,17 +366,25 @@ def _total(count: Count, kinds: list[_One]) -> Any:
     return sum([each(one, of) * (one.joint_batch if joint else one.batch) for one in kinds])
 
 
-def broadcast(value: Any, shape: tuple[int, ...]) -> Any:
-    """Return a number or an array as an array of the shape."""
+def broadcast(value: Any, shape: tuple[int, ...] | None, *, wide: bool = False) -> Any:
+    """Return a number or an array as an array of the shape; as it is without a shape.
+
+    An integer gives an array of int64, or of Python integers where they are `wide`.
+    """
+    if shape is None or (is_array(value) and value.shape == shape):
+        return value
     import numpy as np
 
-    if is_array(value) and value.shape == shape:
-        return value
-    return np.broadcast_to(value, shape).copy()
+    dtype = (np.object_ if wide else np.int64) if type(value) is int else None
+    return np.broadcast_to(np.asarray(value, dtype=dtype), shape).copy()
+
+
+#: What there are of requests of one kind.
+_ARGUMENTS: Final = ("batch", "new", "past")
 
 
 def _checked(mixed_with: object) -> Iterable[Requests]:
-    if not isinstance(mixed_with, Sequence):
+    if not isinstance(mixed_with, Sequence) or isinstance(mixed_with, str):
         raise InvalidValueError("mixed_with", mixed_with, "must be a sequence of Requests")
     for one in mixed_with:
         if not isinstance(one, Requests):

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llmcalc.boundary import count, is_array, largest, whole_number
-from llmcalc.described import Described
+from llmcalc.boundary import INT64_SAFE, count, is_array, largest, positive_number, whole_number
+from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
+from llmcalc.roofline.shares import check_spec
 from llmcalc.roofline.times import StepTime, step_time
 from llmcalc.spec.model import ModelSpec
 
@@ -31,7 +32,7 @@ __all__ = ["Generation", "generation"]
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
-class Generation(Described):
+class Generation(DescribedArrays):
     """The least times of `batch` requests of `prompt` tokens that generate `new_tokens` each.
 
     `prefill` reads the prompt and gives the first token; `decode` holds a step for each further
@@ -73,7 +74,8 @@ class Generation(Described):
     @property
     def tokens_per_second(self) -> Any:
         """New tokens of all requests, by the time of all."""
-        return self.batch * self.new_tokens / self.seconds
+        made = self.batch * self.new_tokens
+        return (made.astype("float64") if is_array(made) else made) / self.seconds
 
     @property
     def tokens_per_second_per_device(self) -> Any:
@@ -87,22 +89,18 @@ class Generation(Described):
 
     def joules(self, watts: float) -> Any:
         """Return the energy of all devices, at the power of one."""
-        return self.seconds * self.devices * _positive(watts, "watts")
+        return self.seconds * self.devices * positive_number(watts, "watts")
 
     def cost(self, price_per_hour: float) -> Any:
         """Return the cost of all devices, at the price of one for an hour, in its currency."""
-        return self.seconds / 3600 * self.devices * _positive(price_per_hour, "price_per_hour")
+        return (
+            self.seconds / 3600 * self.devices * positive_number(price_per_hour, "price_per_hour")
+        )
 
 
 def _number(value: Any) -> Any:
     """Return what a sum over the last axis gives: a float, or an array."""
     return value if is_array(value) and value.ndim else float(value)
-
-
-def _positive(value: object, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-        raise InvalidValueError(field, value, "must be a positive number")
-    return float(value)
 
 
 def generation(
@@ -134,9 +132,14 @@ def generation(
     >>> round(answer.seconds, 3), round(answer.tokens_per_second_per_user)
     (1.252, 215)
     """
-    tokens = _at_least_one(prompt, "prompt")
-    requests = _at_least_one(batch, "batch")
+    check_spec(spec)
+    if "mixed_with" in options:
+        rule = "is not for generations, whose requests are all alike: see step_time"
+        raise InvalidValueError("mixed_with", options["mixed_with"], rule)
     new = whole_number(new_tokens, "new_tokens", minimum=1)
+    tokens = _at_least_one(prompt, "prompt", more=new)
+    requests = _at_least_one(batch, "batch", times=new)
+    degree = whole_number(options.get("tensor_parallel", 1), "tensor_parallel", minimum=1)
     limit, longest = spec.max_positions, largest(tokens) if is_array(tokens) else tokens
     if limit is not None and longest + new - 1 > limit:  # the last token is never read
         raise InvalidValueError(
@@ -149,12 +152,15 @@ def generation(
     if new > 1:
         import numpy as np
 
+        steps = np.arange(new - 1)
+        if longest + new >= INT64_SAFE:
+            steps = steps.astype("object")
         decode = step_time(
             spec,
             device,
             batch=requests[..., None] if is_array(requests) else requests,
             new=1,
-            past=(tokens[..., None] if is_array(tokens) else tokens) + np.arange(new - 1),
+            past=(tokens[..., None] if is_array(tokens) else tokens) + steps,
             weights=weights,
             kv=kv,
             **options,
@@ -166,13 +172,17 @@ def generation(
         new_tokens=new,
         prefill=prefill,
         decode=decode,
-        devices=options.get("tensor_parallel", 1) if layout is None else layout.devices,
+        devices=degree if layout is None else layout.devices,
     )
 
 
-def _at_least_one(value: Int | IntArray, field: str) -> Any:
+def _at_least_one(value: Int | IntArray, field: str, *, times: int = 1, more: int = 0) -> Any:
+    """Return integers of at least 1, whose product and sum with these no array is too small for."""
     checked: Any = count(value, field)
     smallest = checked.min(initial=1) if is_array(checked) else checked
     if smallest < 1:
         raise InvalidValueError(field, value, "must be at least 1")
+    if is_array(checked):
+        wide = largest(checked) * times + more >= INT64_SAFE
+        checked = checked.astype("object" if wide else "int64")
     return checked

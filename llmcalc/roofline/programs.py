@@ -2,31 +2,43 @@
 
 * `Piece`: one term of a fold but for the workload: its factors, and the count that it grows with.
 * `Program`: the pieces of a fold, with their sums.
-* `StepBreakdown`: a program's breakdown for a workload.
+* `StepBreakdown`: a program's breakdown for a workload; `ArrayTerm`: its terms for arrays.
 * `Largest`: the breakdown of one of several programs.
-* `keep`: keep a program with its model's ledger. Nothing is kept that depends on a workload.
+* `keep`: keep a program with its model's ledger; `remember`: keep something else there. Nothing
+  is kept that depends on a workload.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
+
+import attrs
 
 from llmcalc.breakdown import Breakdown, Factor, Term, UnitT, ValueT
-from llmcalc.roofline.counts import Count, Workload, broadcast
+from llmcalc.roofline.counts import Count, Sums, Values, Workload
 from llmcalc.spec.ledger import Ledger
 
 if TYPE_CHECKING:
     from llmcalc.roofline.shares import Share
 
-__all__ = ["ItemKey", "Largest", "Piece", "Program", "StepBreakdown", "Sums", "keep", "weigh"]
+__all__ = [
+    "ArrayTerm",
+    "ItemKey",
+    "Largest",
+    "Piece",
+    "Program",
+    "StepBreakdown",
+    "keep",
+    "remember",
+]
+
+T = TypeVar("T")
 
 #: An item of a step: group, layer label and name.
 ItemKey: TypeAlias = tuple[str, ...]
-
-#: A sum of pieces: how much of each count, by its number.
-Sums: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Piece(NamedTuple):
@@ -46,10 +58,10 @@ class Program:
     """The pieces of a fold; `counts` are those that they grow with.
 
     `total`, `groups` and `items` are the sums of all pieces, of those with the same first name in
-    their path, and of those of the same item.
+    their path, and of those of the same item; `sizes` has how much of which count each piece is.
     """
 
-    __slots__ = ("conventions", "counts", "groups", "items", "pieces", "total")
+    __slots__ = ("conventions", "counts", "groups", "items", "pieces", "sizes", "total")
 
     def __init__(self, pieces: Iterable[Piece], conventions: object = None) -> None:
         self.conventions = conventions
@@ -58,17 +70,20 @@ class Program:
         total: dict[int, int] = {}
         groups: dict[str, dict[int, int]] = {}
         items: dict[ItemKey, dict[int, int]] = {}
+        sizes: list[tuple[int, int]] = []
         for path, item, shape, count, times in self.pieces:
             number = numbers.setdefault(count, len(numbers))
             size = prod([factor for factor, _ in (*shape, *times)])
+            sizes.append((number, size))
             for sums in (total, groups.setdefault(path[0], {}), items.setdefault(item, {})):
                 sums[number] = sums.get(number, 0) + size
         self.counts = tuple(numbers)
+        self.sizes: Sums = tuple(sizes)
         self.total: Sums = tuple(total.items())
         self.groups = {group: tuple(sums.items()) for group, sums in groups.items()}
         self.items = {item: tuple(sums.items()) for item, sums in items.items()}
 
-    def values(self, workload: Workload) -> list[Any]:
+    def values(self, workload: Workload) -> Values:
         """Return the value of each of the counts."""
         return workload.values(self.counts, self._sum)
 
@@ -77,15 +92,7 @@ class Program:
         return self._sum(workload.most(self.counts))
 
     def _sum(self, values: list[Any]) -> Any:
-        return weigh(self.total, values)
-
-
-def weigh(sums: Sums, values: list[Any]) -> Any:
-    """Return a sum of pieces, from the values of the counts."""
-    total: Any = 0
-    for number, size in sums:
-        total = total + size * values[number]
-    return total
+        return sum([size * values[number] for number, size in self.total])
 
 
 class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
@@ -98,7 +105,7 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
 
     program: Program
     workload: Workload
-    values: list[Any]
+    values: Values
     _made: tuple[Term[ValueT], ...] | None
 
     def __init__(self, unit: type[UnitT], title: str, program: Program, workload: Workload) -> None:
@@ -110,6 +117,9 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
         keep(self, "values", program.values(workload))
         keep(self, "_made", None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepBreakdown, (self.unit, self.title, self.program, self.workload)
+
     @property
     def terms(self) -> tuple[Term[ValueT], ...]:
         """The leaves, in the order of the model; they are made when they are first asked for."""
@@ -118,18 +128,45 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
         return cast("tuple[Term[ValueT], ...]", self._made)
 
     def _make(self) -> Iterator[Term[ValueT]]:
+        values = self.values
         factors = {
-            count: self.workload.factors(count, value)
-            for count, value in zip(self.program.counts, self.values, strict=True)
+            count: self.workload.factors(count, value, wide=values.wide)
+            for count, value in zip(self.program.counts, values.each, strict=True)
         }
-        for path, _, shape, count, times in self.program.pieces:
-            yield Term(path, (*shape, *factors[count], *times))
+        for path, _, own, count, times in self.program.pieces:
+            found = (*own, *factors[count], *times)
+            yield Term(path, found) if values.shape is None else ArrayTerm(path, found, values)
 
     @property
     def total(self) -> ValueT:
         """The sum of all terms: an `int`, or an array where an argument is one."""
-        total, shape = weigh(self.program.total, self.values), self.workload.shape
-        return cast("ValueT", total if shape is None else broadcast(total, shape))
+        return cast("ValueT", self.of(self.program.total))
+
+    def of(self, sums: Sums) -> Any:
+        """Return a sum of pieces in the shape of all arguments."""
+        return self.values.whole(self.values.sum(sums))
+
+    def regroup(self, key: Callable[[tuple[str, ...]], str]) -> Mapping[str, ValueT]:
+        """Return the sums of the terms by ``key(path)``, in the order of first appearance."""
+        groups: dict[str, dict[int, int]] = {}
+        for piece, (number, size) in zip(self.program.pieces, self.program.sizes, strict=True):
+            sums = groups.setdefault(key(piece.path), {})
+            sums[number] = sums.get(number, 0) + size
+        return MappingProxyType(
+            {group: self.of(tuple(sums.items())) for group, sums in groups.items()}
+        )
+
+
+@attrs.frozen(repr=False, eq=False)
+class ArrayTerm(Term[ValueT]):
+    """A term of a `step` of array arguments: its value has their shape, whatever it grows with."""
+
+    step: Values = attrs.field(repr=False)
+
+    @property
+    def value(self) -> ValueT:
+        """The product of the factors, an array."""
+        return cast("ValueT", self.step.whole(super().value))
 
 
 class Largest:
@@ -154,8 +191,8 @@ class Largest:
         return StepBreakdown(unit, f"{title}{share.title}", program, workload(share))
 
 
-#: So many programs are kept for a model, the latest ones.
-_MOST_PROGRAMS: Final = 64
+#: So much is kept for a model, the latest of it.
+_MOST_KEPT: Final = 64
 
 
 def keep(
@@ -165,8 +202,13 @@ def keep(
 
     `conventions` hold the objects whose identity is part of the key, and live as long.
     """
-    programs = ledger.programs
-    if len(programs) >= _MOST_PROGRAMS:
-        del programs[next(iter(programs))]
-    program = programs[key] = Program(pieces, conventions)
-    return program
+    return remember(ledger, key, Program(pieces, conventions))
+
+
+def remember(ledger: Ledger, key: Hashable, found: T) -> T:
+    """Return what was found out about a model, kept with the ledger under a key that states it."""
+    kept = ledger.programs
+    for oldest in list(kept)[: max(0, len(kept) + 1 - _MOST_KEPT)]:
+        kept.pop(oldest, None)  # which another thread may have dropped
+    kept[key] = found
+    return found

@@ -2,6 +2,7 @@
 
 * `Share`: the share of one rank of a layout, of a whole pipeline of ranks, or everything.
 * `shares_of`: the shares that the arguments of a call ask for.
+* `check_spec`: a refusal of what is no model.
 * `item_key`: the item that a term belongs to.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from llmcalc.breakdown import Factor
+from llmcalc.errors import InvalidValueError
 from llmcalc.layouts import Layout, Rank
 from llmcalc.memory import chosen_ranks
 from llmcalc.roofline.counts import Count, Requests, Workload
@@ -23,7 +25,7 @@ from llmcalc.spec.spans import Constant, Span
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
 
-__all__ = ["Share", "item_key", "shares_of"]
+__all__ = ["Share", "check_spec", "item_key", "shares_of"]
 
 
 class Share:
@@ -126,12 +128,19 @@ def shares_of(
     pipeline: bool = False,
 ) -> tuple[Share, ...]:
     """Return the share that is asked for, or those of which one has most: one for each stage."""
+    check_spec(spec)
     if layout is None and rank is None and type(tensor_parallel) is int and tensor_parallel == 1:
         return (EVERYTHING,)
     ranks = chosen_ranks(spec, tensor_parallel, layout, rank)
     if pipeline:
         return (Share(ranks[0], pipeline=True),)
     return tuple(map(Share, ranks))
+
+
+def check_spec(spec: object) -> None:
+    """Refuse what is no model."""
+    if not isinstance(spec, ModelSpec):
+        raise InvalidValueError("spec", spec, "must be a ModelSpec, as load_model returns it")
 
 
 def item_key(path: tuple[str, ...]) -> tuple[str, ...]:

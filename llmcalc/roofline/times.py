@@ -16,20 +16,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import attrs
 
 from llmcalc import formats, hardware
-from llmcalc.boundary import choice, flag_argument, is_array, larger
+from llmcalc.boundary import (
+    choice,
+    flag_argument,
+    is_array,
+    larger,
+    positive_number,
+    positive_numbers,
+)
 from llmcalc.breakdown import Breakdown
-from llmcalc.described import Described
+from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
-from llmcalc.hardware import DeviceSpec
+from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
 from llmcalc.roofline.communication import Collective, exchanges, of_step
 from llmcalc.roofline.counts import ExpertReads, Requests, Workload, broadcast
 from llmcalc.roofline.products import products
-from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, weigh
+from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, remember
 from llmcalc.roofline.shares import shares_of
 from llmcalc.roofline.traffic import conventions_of, moves
 from llmcalc.spec.ledger import ONE_ROW
@@ -48,7 +55,8 @@ __all__ = ["ItemTime", "StepTime", "step_time"]
 Bound: TypeAlias = Literal["compute", "memory"]
 
 
-class ItemTime(NamedTuple):
+@attrs.frozen(repr=False, eq=False)
+class ItemTime(DescribedArrays):
     """The least time of one item in all layers that have it; seconds are floats or arrays."""
 
     path: ItemKey
@@ -74,7 +82,7 @@ class ItemTime(NamedTuple):
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
-class StepTime(Described):
+class StepTime(DescribedArrays):
     """The least time of a step on `device`, from its `flops` and `bytes`.
 
     Matrix products run at `peak_flops` per second. With array arguments every figure is an array.
@@ -96,30 +104,24 @@ class StepTime(Described):
     @cached_property
     def items(self) -> tuple[ItemTime, ...]:
         """The items of the step, in the order of the model."""
-        shape = self._shape
-
-        def whole(value: Any) -> Any:
-            return value if shape is None else broadcast(value, shape)
-
+        flops = cast("StepBreakdown[Flops, Any]", self.flops).values.whole
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).values.whole
         return tuple(
-            ItemTime(key, whole(work), whole(moved), *map(whole, self._times(work, moved)))
-            for key, work, moved in self._sums()
+            ItemTime(key, flops(work), moved(size), *map(self._whole, self._times(work, size)))
+            for key, work, size in self._sums()
         )
-
-    @property
-    def _shape(self) -> tuple[int, ...] | None:
-        return cast("StepBreakdown[Flops, Any]", self.flops).workload.shape
 
     def _sums(self) -> Iterator[tuple[ItemKey, Any, Any]]:
         """Give the FLOPs and the bytes of each item; arrays broadcast with each other."""
         work = cast("StepBreakdown[Flops, Any]", self.flops)
         moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
         done, read = work.program.items, moved.program.items
-        for key in read:
-            yield key, weigh(done.get(key, ()), work.values), weigh(read[key], moved.values)
+        flops, size = work.values.sum, moved.values.sum
+        for key, sums in read.items():
+            yield key, flops(done[key]) if key in done else 0, size(sums)
         for key in done:
             if key not in read:
-                yield key, weigh(done[key], work.values), 0
+                yield key, flops(done[key]), 0
 
     def _times(self, flops: Any, moved: Any) -> tuple[Any, Any]:
         return (
@@ -132,6 +134,11 @@ class StepTime(Described):
         """Each item's longer time, summed."""
         peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
         seconds: Any = 0.0
+        if self._shape is None:
+            for _, flops, moved in self._sums():
+                compute, memory = float(flops) / peak, float(moved) / bandwidth
+                seconds += compute if compute > memory else memory
+            return seconds
         for _, flops, moved in self._sums():
             seconds = seconds + larger(_per_second(flops, peak), _per_second(moved, bandwidth))
         return self._whole(seconds)
@@ -161,8 +168,8 @@ class StepTime(Described):
         """The bytes of weights and caches, which any step has to move; activations excluded."""
         moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
         groups = moved.program.groups
-        return self._whole(
-            sum(weigh(groups[name], moved.values) for name in groups if name != "activations")
+        return moved.values.whole(
+            sum(moved.values.sum(groups[name]) for name in groups if name != "activations")
         )
 
     @property
@@ -201,7 +208,7 @@ class StepTime(Described):
         >>> round(step.model_flops_utilization(0.1), 3)
         0.623
         """
-        return self.compute_seconds / _measured(measured_seconds)
+        return self.compute_seconds / positive_numbers(measured_seconds, "measured_seconds")
 
     def bandwidth_utilization(self, measured_seconds: Any) -> Any:
         """Return the share of the bandwidth that weights and caches take in a measured time (MBU).
@@ -214,7 +221,7 @@ class StepTime(Described):
         >>> round(step.bandwidth_utilization(0.006), 3)
         0.773
         """
-        return self.memory_seconds / _measured(measured_seconds)
+        return self.memory_seconds / positive_numbers(measured_seconds, "measured_seconds")
 
     def explain(self) -> str:
         """Return the items by their time, with the totals."""
@@ -237,10 +244,13 @@ class StepTime(Described):
         )
         return "\n".join(lines)
 
+    @property
+    def _shape(self) -> tuple[int, ...] | None:
+        return cast("StepBreakdown[Flops, Any]", self.flops).values.shape
+
     def _whole(self, value: Any) -> Any:
         """Return a figure in the shape of all arguments."""
-        shape = self._shape
-        return value if shape is None else broadcast(value, shape)
+        return broadcast(value, self._shape)
 
 
 def _per_second(amount: Any, rate: float) -> Any:
@@ -266,13 +276,6 @@ def _bound(compute: Any, memory: Any) -> Any:
 
         return np.where(compute > memory, "compute", "memory")
     return "compute" if compute > memory else "memory"
-
-
-def _measured(seconds: Any) -> Any:
-    smallest = seconds.min(initial=float("inf")) if is_array(seconds) else seconds
-    if isinstance(smallest, bool) or not isinstance(smallest, int | float) or not smallest > 0:
-        raise InvalidValueError("measured_seconds", seconds, "must be a positive time in seconds")
-    return seconds
 
 
 def _name(path: ItemKey) -> str:
@@ -334,11 +337,16 @@ def step_time(
     (62.3, 'compute')
     """
     chip = hardware.get(device)
-    number = compute or _number_format(spec, chip, weights, activations)
+    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
+    if compute is None:
+        number = _number_format(spec, chip, weights, activations)
+    else:
+        number = choice(compute, "compute", NUMBER_FORMATS)
     peak = chip.peak(number)
+    rate = link_bytes_per_second
+    rate = None if rate is None else positive_number(rate, "link_bytes_per_second")
+    latency = positive_number(collective_latency_seconds, "collective_latency_seconds", zero=True)
     flag_argument(causal, "causal")
-    choice(logits, "logits", ("last", "all"))
-    choice(mla, "mla", ("expanded", "absorbed"))
     conventions = conventions_of(
         weights=weights,
         kv=kv,
@@ -352,8 +360,7 @@ def step_time(
         experts=experts,
         query_tile=query_tile,
     )
-    everything, absorbed = logits == "all", mla == "absorbed"
-    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
+    everything, absorbed = conventions.everything, conventions.absorbed
     workload = share.workload(batch, new, past, mixed_with)
     work = products(
         spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=False
@@ -362,7 +369,7 @@ def step_time(
     link: dict[str, Any] = {}
     if share.rank is not None:
         exchanged = exchanges(spec, share, activations, everything=everything, absorbed=absorbed)
-        link = _link(chip, exchanged, workload, link_bytes_per_second, collective_latency_seconds)
+        link = _link(chip, exchanged, workload, rate, latency)
     return StepTime(
         device=chip,
         peak_flops=peak,
@@ -399,8 +406,8 @@ def _main_format(spec: ModelSpec, scheme: Scheme, weights: str | Format | Scheme
             each = prod([size for size, _ in (*tensor.row_factors, *tensor.column_factors)])
             for format, layers in scheme.formats_of(tensor):
                 elements[format] = elements.get(format, 0) + layers * each
-        found = max(elements, key=elements.__getitem__, default=None), scheme
-        spec.ledger.programs[key] = found
+        most = max(elements, key=elements.__getitem__, default=None)
+        found = remember(spec.ledger, key, (most, scheme))
     return cast("Format", found[0] or formats.get("bf16"))
 
 
@@ -412,7 +419,7 @@ def _link(
     latency_seconds: float,
 ) -> dict[str, Any]:
     """Return what a step exchanges, and over which link."""
-    found = of_step(exchanged, exchanged.values(workload))
+    found = of_step(exchanged, workload)
     if not found:
         return {}
     name, rate = "given", bytes_per_second
@@ -426,14 +433,6 @@ def _link(
     return {
         "collectives": found,
         "link": name,
-        "link_bytes_per_second": _at_least("link_bytes_per_second", rate, above=True),
-        "collective_latency_seconds": _at_least("collective_latency_seconds", latency_seconds),
+        "link_bytes_per_second": float(rate),
+        "collective_latency_seconds": latency_seconds,
     }
-
-
-def _at_least(field: str, value: object, *, above: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
-        raise InvalidValueError(field, value, "must be a number of at least 0")
-    if above and not value:
-        raise InvalidValueError(field, value, "must be above 0")
-    return float(value)

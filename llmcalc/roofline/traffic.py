@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 import attrs
 
 from llmcalc import formats
-from llmcalc.boundary import choice, flag_argument, whole_number
+from llmcalc.boundary import choice, flag_argument, tile_size
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.memory import cache_formats, stored
 from llmcalc.roofline.counts import EXPERT_READS, ONCE, TOKENS, Count, ExpertReads, Requests
@@ -246,10 +246,10 @@ _SIMPLE: Final = (str, int, bool)
 
 
 def _identity(value: Any) -> tuple[Any, ...]:
-    """Return what tells an object from others: its id, or what a mapping holds."""
+    """Return what tells an object from others: its id, or that of all that a mapping holds."""
     if isinstance(value, Mapping):
-        return tuple([(key, value[key]) for key in sorted(value)])
-    return "id", id(value)
+        return tuple([(key, _identity(held)) for key, held in value.items()])
+    return ("is", value) if type(value) in _SIMPLE else ("id", id(value))
 
 
 def conventions_of(
@@ -282,7 +282,7 @@ def conventions_of(
         standard=attention == "standard",
         absorbed=mla == "absorbed",
         experts=experts,
-        tile=None if query_tile is None else whole_number(query_tile, "query_tile", minimum=1),
+        tile=tile_size(query_tile, "query_tile"),
     )
 
 

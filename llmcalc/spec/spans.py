@@ -28,7 +28,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from llmcalc.boundary import size, smaller
+from llmcalc.boundary import at_most, size, smaller
 from llmcalc.described import Described
 
 __all__ = ["Chunk", "Compressed", "Constant", "Full", "Remainder", "Span", "TopK", "Window"]
@@ -194,9 +194,12 @@ class Chunk(Described):
         seen = past % self.size
         first = smaller(new, self.size - seen)
         chunks, rest = (new - first) // self.size, (new - first) % self.size
+        # A whole chunk's tiles start at 0, tile, ...; what they read of it could pass 64 bits.
+        tiles = -(-self.size // tile)
+        before = chunks * tiles * (tiles - 1) // 2 * tile
         return (
             whole.tiled(first, seen, tile)
-            + chunks * whole.tiled(self.size, 0, tile)
+            + (before + chunks * self.size)
             + whole.tiled(rest, 0, tile)
         )
 
@@ -244,11 +247,11 @@ class TopK(Described):
 
     def fetched(self, new: Any, past: Any) -> Any:
         """Return a bound of the positions that the new tokens pick together."""
-        return smaller(past + new, new * self.count)
+        return at_most(past + new, new, self.count)
 
     def tiled(self, new: Any, past: Any, tile: int) -> Any:
         """Return a bound of the positions that the queries of each tile pick together."""
-        return smaller(-(-new // tile) * (past + new), new * self.count)
+        return at_most(-(-new // tile) * (past + new), new, self.count)
 
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return one slot for each new token."""
@@ -353,12 +356,12 @@ class Compressed(Described):
     def fetched(self, new: Any, past: Any) -> Any:
         """Return the complete slots, or a bound of those that the new tokens pick together."""
         complete = self.present(new, past)
-        return complete if self.most is None else smaller(complete, new * self.most)
+        return complete if self.most is None else at_most(complete, new, self.most)
 
     def tiled(self, new: Any, past: Any, tile: int) -> Any:
         """Return all complete slots for every tile, or a bound of what its queries pick."""
         read = -(-new // tile) * self.present(new, past)
-        return read if self.most is None else smaller(read, new * self.most)
+        return read if self.most is None else at_most(read, new, self.most)
 
     def written(self, new: Any, past: Any) -> Any:
         """Return the slots that the step completes."""
