@@ -58,9 +58,17 @@ class Count(NamedTuple):
     of: Any = None
     joint: bool = False
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it grows with the past tokens."""
+        return self.kind not in _WITHOUT_PAST
+
 
 #: A sum: how much of each count, by its number.
 Sums: TypeAlias = tuple[tuple[int, int], ...]
+
+#: Kinds of counts that have nothing of the past tokens.
+_WITHOUT_PAST: Final = frozenset({"once", "tokens", "logits", "touched", "assigned"})
 
 #: What does not depend on the workload.
 ONCE: Final = Count("once", "")

@@ -59,9 +59,20 @@ class Program:
 
     `total`, `groups` and `items` are the sums of all pieces, of those with the same first name in
     their path, and of those of the same item; `sizes` has how much of which count each piece is.
+    Sums have the counts that grow with past tokens last, and `late_items` are the items that have
+    one: what is the same for all contexts is then added up in arrays that have none of them.
     """
 
-    __slots__ = ("conventions", "counts", "groups", "items", "pieces", "sizes", "total")
+    __slots__ = (
+        "conventions",
+        "counts",
+        "groups",
+        "items",
+        "late_items",
+        "pieces",
+        "sizes",
+        "total",
+    )
 
     def __init__(self, pieces: Iterable[Piece], conventions: object = None) -> None:
         self.conventions = conventions
@@ -79,9 +90,23 @@ class Program:
                 sums[number] = sums.get(number, 0) + size
         self.counts = tuple(numbers)
         self.sizes: Sums = tuple(sizes)
-        self.total: Sums = tuple(total.items())
-        self.groups = {group: tuple(sums.items()) for group, sums in groups.items()}
-        self.items = {item: tuple(sums.items()) for item, sums in items.items()}
+        self.total = self._ordered(total)
+        self.groups = {group: self._ordered(sums) for group, sums in groups.items()}
+        self.items = {item: self._ordered(sums) for item, sums in items.items()}
+        self.late_items = frozenset(
+            item for item, sums in items.items() if any(self.counts[n].is_late for n in sums)
+        )
+
+    def _ordered(self, sums: Mapping[int, int]) -> Sums:
+        return tuple(sorted(sums.items(), key=lambda one: self.counts[one[0]].is_late))
+
+    def but(self, group: str) -> Sums:
+        """Return the sum of all pieces but those of a group."""
+        sums: dict[int, int] = {}
+        for name, own in self.groups.items():
+            for number, size in own if name != group else ():
+                sums[number] = sums.get(number, 0) + size
+        return self._ordered(sums)
 
     def values(self, workload: Workload) -> Values:
         """Return the value of each of the counts."""

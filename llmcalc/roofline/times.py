@@ -133,15 +133,23 @@ class StepTime(DescribedArrays):
     def items_seconds(self) -> Any:
         """Each item's longer time, summed."""
         peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
-        seconds: Any = 0.0
-        if self._shape is None:
-            for _, flops, moved in self._sums():
-                compute, memory = float(flops) / peak, float(moved) / bandwidth
-                seconds += compute if compute > memory else memory
-            return seconds
-        for _, flops, moved in self._sums():
-            seconds = seconds + larger(_per_second(flops, peak), _per_second(moved, bandwidth))
-        return self._whole(seconds)
+        work = cast("StepBreakdown[Flops, Any]", self.flops).program.late_items
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).program.late_items
+        # What is the same for all contexts is summed apart: its arrays are smaller.
+        early: Any = 0.0
+        late: Any = 0.0
+        alone = self._shape is None
+        for key, flops, size in self._sums():
+            if alone:
+                compute, memory = float(flops) / peak, float(size) / bandwidth
+                seconds = compute if compute > memory else memory
+            else:
+                seconds = larger(_per_second(flops, peak), _per_second(size, bandwidth))
+            if key in work or key in moved:
+                late = late + seconds
+            else:
+                early = early + seconds
+        return self._whole(early + late)
 
     @cached_property
     def communication_seconds(self) -> Any:
@@ -156,6 +164,8 @@ class StepTime(DescribedArrays):
     @cached_property
     def seconds(self) -> Any:
         """Each item's longer time, summed, and the time of what is exchanged."""
+        if not self.collectives:
+            return self.items_seconds
         return self.items_seconds + self.communication_seconds
 
     @property
@@ -167,10 +177,7 @@ class StepTime(DescribedArrays):
     def memory_bytes(self) -> Any:
         """The bytes of weights and caches, which any step has to move; activations excluded."""
         moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
-        groups = moved.program.groups
-        return moved.values.whole(
-            sum(moved.values.sum(groups[name]) for name in groups if name != "activations")
-        )
+        return moved.of(moved.program.but("activations"))
 
     @property
     def memory_seconds(self) -> Any:
@@ -256,7 +263,8 @@ class StepTime(DescribedArrays):
 def _per_second(amount: Any, rate: float) -> Any:
     """Return an amount divided by a rate, in floats, so that arrays give what integers give."""
     if is_array(amount):
-        return amount.astype("float64", copy=False) / float(rate)
+        # Dividing integers makes them floats first, each as `float` does.
+        return (amount.astype("float64") if amount.dtype.kind == "O" else amount) / float(rate)
     return float(amount) / float(rate)
 
 
