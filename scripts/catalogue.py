@@ -169,6 +169,14 @@ _LING: Final = {
     "use_bias": False, "use_qk_norm": True, "use_qkv_bias": False, "vocab_size": 157184,
     "max_position_embeddings": 32768,
 }  # fmt: skip
+_MINIMAX: Final = {
+    "model_type": "minimax_m1", "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 6144, "intermediate_size": 9216,
+    "max_position_embeddings": 10240000, "num_attention_heads": 64, "num_experts_per_tok": 2,
+    "num_hidden_layers": 80, "num_key_value_heads": 8, "num_local_experts": 32,
+    "rope_theta": 10000000, "rotary_dim": 64, "shared_intermediate_size": 0,
+    "sliding_window": None, "tie_word_embeddings": False, "vocab_size": 200064,
+}  # fmt: skip
 _QWEN2_5_VL: Final = {
     "model_type": "qwen2_5_vl", "hidden_size": 3584, "intermediate_size": 18944,
     "max_position_embeddings": 128000, "max_window_layers": 28, "num_attention_heads": 28,
@@ -319,15 +327,9 @@ SHAPES: Final[dict[str, Shape]] = {
         49867145216,
         source=f"{_CONFIGS}/nvidia--Llama-3_3-Nemotron-Super-49B-v1_config.json",
     ),
-    "MiniMaxAI/MiniMax-M1-80k": Shape(
-        {"model_type": "minimax_m1", "attn_type_list": [0, 0, 0, 0, 0, 0, 0, 1] * 10,
-         "head_dim": 128, "hidden_act": "silu", "hidden_size": 6144, "intermediate_size": 9216,
-         "max_position_embeddings": 10240000, "num_attention_heads": 64,
-         "num_experts_per_tok": 2, "num_hidden_layers": 80, "num_key_value_heads": 8,
-         "num_local_experts": 32, "rope_theta": 10000000, "rotary_dim": 64,
-         "shared_intermediate_size": 0, "sliding_window": None, "tie_word_embeddings": False,
-         "vocab_size": 200064},
-        456089655296,
+    "MiniMaxAI/MiniMax-M1-80k": Shape(_MINIMAX, 456089655296),
+    "MiniMaxAI/MiniMax-Text-01": Shape(
+        {**_MINIMAX, "model_type": "minimax_text_01"}, 456089655296
     ),
     "inclusionAI/Ling-mini-2.0": Shape(_LING, 16255643392, "parameters and buffers"),
     "inclusionAI/Ling-flash-2.0": Shape(

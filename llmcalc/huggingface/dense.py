@@ -338,8 +338,7 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "hyperclovax": Dialect(
         must_divide=True, feed_forward_bias="mlp_bias", post_norms="use_post_norm"
     ),
-    # modeling_internlm.py in internlm/internlm-7b, modeling_internlm2.py in internlm/internlm2-7b
-    "internlm": Dialect(bias="bias", must_divide=True, own_kv_heads=False),
+    # modeling_internlm2.py in internlm/internlm2-7b
     "internlm2": Dialect(bias="bias", must_divide=True),
     "internlm3": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),
     "iquestcoder": Dialect(must_divide=True, feed_forward_bias="mlp_bias"),

@@ -150,7 +150,6 @@ READERS: Final[dict[str, str]] = {
     "chatglm": "remote.chatglm",
     "deepseek": "experts.deepseek",
     "exaone": "dense.llama",
-    "internlm": "dense.llama",
     "internlm2": "dense.llama",
     "mimo": "dense.llama",
     "minicpm": "dense.llama",
