@@ -101,7 +101,7 @@ def devices(engine: str) -> tuple[str, ...]:
     >>> "RTX-3090" in efficiencies.devices("llama.cpp")
     True
     """
-    return tuple(_engine(engine)["devices"])
+    return tuple(_engine(engine)[1]["devices"])
 
 
 def conventions(engine: str, device: str | DeviceSpec) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def conventions(engine: str, device: str | DeviceSpec) -> dict[str, Any]:
     >>> efficiencies.conventions("llama.cpp", "RTX-3090")
     {'attention': 'standard', 'activations': 'fp32', 'chunk': 512, 'compute': 'fp16_fp16acc'}
     """
-    stated = dict(_engine(engine)["conventions"])
+    stated = dict(_engine(engine)[1]["conventions"])
     chip = hardware.get(device)
     numbers = stated.pop("compute", None)
     if numbers is not None:
@@ -145,7 +145,7 @@ def get(
         if device is not None:
             raise InvalidValueError("device", device, "the general calibration is of no device")
         return _calibration(_table()[GENERAL], "general", None, None)
-    found = _engine(engine)
+    engine, found = _engine(engine)
     if device is None:
         return _calibration(found, "engine", engine, None)
     chip = hardware.get(device)
@@ -167,12 +167,15 @@ def get(
     raise InvalidValueError("device", chip.name, rule)
 
 
-def _engine(engine: str) -> dict[str, Any]:
+def _engine(engine: object) -> tuple[str, dict[str, Any]]:
+    """Return the name and the calibrations of an engine, in whatever case it is written."""
+    if not isinstance(engine, str):
+        raise InvalidValueError("engine", engine, "must be the name of an engine")
     table: dict[str, Any] = _table()["engines"]
-    found: dict[str, Any] | None = table.get(str(engine))
-    if found is None:
-        raise UnknownNameError("engine", str(engine), (*table, GENERAL))
-    return found
+    for name, found in table.items():
+        if name.casefold() == engine.casefold():
+            return name, found
+    raise UnknownNameError("engine", engine, (*table, GENERAL))
 
 
 def _family(device: str) -> str | None:

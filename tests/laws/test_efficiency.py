@@ -412,3 +412,16 @@ def test_measurements_that_are_none_are_errors() -> None:
             exchanged_by=2,
             message_bytes=1.0,
         )
+
+
+@pytest.mark.parametrize("name", ["vllm", "VLLM", "vLLM", "tensorrt-llm", "Llama.cpp"])
+def test_engines_are_known_in_whatever_case_they_are_written(name: str) -> None:
+    found = efficiencies.get(name)
+    assert found.engine in efficiencies.engines()
+    assert found.engine.casefold() == name.casefold()
+
+
+@pytest.mark.parametrize("name", ["vlm", "", 3, None])
+def test_an_engine_that_is_not_known_is_refused(name: Any) -> None:
+    with pytest.raises(LlmcalcError, match=r"^engine = "):
+        efficiencies.get(name)
