@@ -158,3 +158,47 @@ def test_a_spoilt_config_gives_a_spec_or_an_error_of_the_library(
         return
     assert isinstance(spec, ModelSpec)
     assert memory.parameters(spec).total > 0
+
+
+def _default(model_type: str, **changes: Any) -> dict[str, Any]:
+    return {**DEFAULTS[model_type], **changes}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (_default("mixtral", num_experts_per_tok=9), "num_experts_per_tok = 9: must be at most"),
+        (_default("ernie4_5_moe", moe_intermediate_size=2**48), "moe_intermediate_size = 2814"),
+        (_default("llama", head_dim=None, num_attention_heads=8192, num_key_value_heads=8192),
+         "num_attention_heads = 8192"),
+        (_default("inkling_text", num_key_value_heads=7), "num_key_value_heads = 7: must divide"),
+        (_default("bamba", mamba_n_groups=3), "mamba_n_groups = 3: must divide"),
+        (_default("longcat_flash", num_layers=28, num_hidden_layers=28), "num_hidden_layers = 28"),
+        (_default("minimax", shared_intermediate_size=64), "shared_intermediate_size = 64"),
+        (_default("minimax", layer_types=None, attn_type_list=[0, 2]), "attn_type_list"),
+    ],
+)  # fmt: skip
+def test_what_parts_refuse_is_said_in_the_words_of_the_config(
+    config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LlmcalcError, match=message):
+        load_model(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "same"),
+    [
+        # Its class has rotary parameters only once a file gives them.
+        ("cohere2_moe", {"rope_theta": 5e4}, ("rope_parameters",)),
+        # The hub's file names an activation that transformers replaces.
+        ("minimax_m3_vl_text", {"hidden_act": "swigluoai"}, ()),
+        ("nemotron_h", {"hybrid_override_pattern": list("ME*-")}, ("layers_block_type",)),
+        ("minimax", {"attn_type_list": [1, 0] * 16}, ("layer_types",)),
+    ],
+)
+def test_a_file_in_other_words_gives_the_same_model(
+    model_type: str, fields: dict[str, Any], same: tuple[str, ...]
+) -> None:
+    config = _default(model_type)
+    other = {key: value for key, value in config.items() if key not in same} | fields
+    assert memory.parameters(load_model(other)) == memory.parameters(load_model(config))

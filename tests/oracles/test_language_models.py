@@ -1,0 +1,153 @@
+"""Language models inside larger models: where they stand, and what transformers takes them for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llmcalc import LlmcalcError, load_model, memory
+from llmcalc.huggingface.registry import HEADLESS, READERS
+from llmcalc.huggingface.wrappers import FLAT, LANGUAGE_MODELS, SECTIONS
+from tests.altered import small
+from tests.modules import build, module_groups, spec_groups
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 112,
+    "vocab_size": 160,
+}
+QWEN_VL: dict[str, Any] = {
+    **LLAMA,
+    "model_type": "qwen2_5_vl",
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "vision_config": {"hidden_size": 32},
+}
+
+
+@pytest.mark.parametrize("wrapper", LANGUAGE_MODELS)
+def test_a_section_without_a_type_has_the_one_that_transformers_takes(wrapper: str) -> None:
+    config = CONFIG_MAPPING[wrapper]()
+    assert config.text_config.model_type == LANGUAGE_MODELS[wrapper]
+    assert LANGUAGE_MODELS[wrapper] in READERS
+    assert wrapper not in READERS
+
+
+def test_every_language_model_without_a_head_is_one_of_a_larger_model() -> None:
+    assert set(LANGUAGE_MODELS.values()) >= HEADLESS
+    assert set(FLAT.values()) <= READERS.keys()
+    assert not FLAT.keys() & READERS.keys()
+
+
+@pytest.mark.parametrize("model_type", sorted(HEADLESS))
+def test_a_language_model_counts_as_its_module_and_a_head(model_type: str) -> None:
+    arguments = small(model_type)
+    _, module = build(model_type, dict(arguments))
+    spec = load_model({**arguments, "model_type": model_type})
+    assert spec_groups(spec) == module_groups(module)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_language_model_is_found_in_each_section(section: str) -> None:
+    spec = load_model({"model_type": "anything", section: LLAMA})
+    assert memory.parameters(spec) == memory.parameters(load_model(LLAMA, name="anything"))
+    assert spec.notes[0] == f"only {section} was read: the other parts of anything are left out"
+
+
+def test_it_is_found_in_a_part_of_a_part() -> None:
+    thinker = {"model_type": "a_thinker", "text_config": LLAMA, "torch_dtype": "bfloat16"}
+    spec = load_model({"model_type": "omni", "thinker_config": thinker})
+    assert "thinker_config.text_config" in spec.notes[0]
+    assert spec.checkpoint == "bf16"
+    deep: dict[str, Any] = LLAMA
+    for _ in range(4):
+        deep = {"model_type": "omni", "text_config": deep}
+    with pytest.raises(LlmcalcError, match=r"text_config\.model_type = 'omni': is not known"):
+        load_model(deep)
+
+
+def test_older_files_state_its_fields_beside_those_of_other_parts() -> None:
+    spec = load_model(QWEN_VL)
+    nested = {key: QWEN_VL[key] for key in LLAMA if key != "model_type"}
+    whole = {"model_type": "qwen2_5_vl", "tie_word_embeddings": True, "text_config": nested}
+    assert memory.parameters(spec) == memory.parameters(load_model(whole))
+    assert spec.notes[0].startswith("only the language model was read")
+    without = {key: value for key, value in QWEN_VL.items() if key != "intermediate_size"}
+    with pytest.raises(LlmcalcError, match="intermediate_size: is missing"):
+        load_model(without)
+
+
+@pytest.mark.parametrize("inside", [True, False, None])
+@pytest.mark.parametrize("outside", [True, False])
+def test_the_larger_model_ties_a_head_that_only_it_has(outside: bool, inside: bool | None) -> None:
+    text: dict[str, Any] = {**LLAMA, "model_type": "qwen3_vl_text"}
+    if inside is not None:
+        text["tie_word_embeddings"] = inside
+    whole = {"model_type": "qwen3_vl", "tie_word_embeddings": outside, "text_config": text}
+    assert load_model(whole).head.tied is outside
+
+
+def test_a_head_of_its_own_is_tied_by_its_own_section() -> None:
+    text = {**LLAMA, "tie_word_embeddings": True}
+    whole = {"model_type": "llava", "tie_word_embeddings": False, "text_config": text}
+    assert load_model(whole).head.tied
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "mine", "text_config": {}}, r"text_config\.model_type: is missing"),
+        ({"model_type": "mine", "text_config": {"model_type": 3}}, r"text_config\.model_type = 3"),
+        ({"model_type": "mine", "text_config": {1: 2}}, "text_config = 1: must have strings"),
+        ({"model_type": "mine", "text_config": 3}, "model_type = 'mine': is not known"),
+        ({"model_type": "qwen2_5_vl"}, "model_type = 'qwen2_5_vl': is not known"),
+        (
+            {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}},
+            r"text_config\.model_type = 'mllama_text_model': is not known",
+        ),
+    ],
+)
+def test_what_is_no_language_model_is_said_by_its_path(
+    config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LlmcalcError, match=message):
+        load_model(config)
+
+
+def test_a_step_3_5_is_read_as_its_own_file_states_it() -> None:
+    """Its lists go on with the modules for further tokens, and are strings or of every layer."""
+    layers = ["full_attention", "sliding_attention"] * 2
+    own = {
+        "model_type": "step3p5",
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_attention_groups": 2,
+        "head_dim": 16,
+        "vocab_size": 160,
+        "intermediate_size": 96,
+        "moe_num_experts": 8,
+        "moe_top_k": 2,
+        "moe_intermediate_size": 32,
+        "share_expert_dim": 40,
+        "sliding_window": 8,
+        "layer_types": layers,
+        "attention_other_setting": {"num_attention_heads": 6},
+        "moe_layers_enum": "1, 2",
+        "num_nextn_predict_layers": 1,
+        "rope_theta": [5e6, 1e4, 5e6, 1e4],
+    }
+    arguments = {key: value for key, value in own.items() if key != "model_type"}
+    config, module = build("step3p5", arguments)
+    assert spec_groups(load_model(own)) == module_groups(module)
+    assert config.mlp_layer_types == ["dense", "sparse", "sparse"]
+    with pytest.raises(LlmcalcError, match="moe_layers_enum"):
+        load_model({**own, "moe_layers_enum": "1, x"})
+    with pytest.raises(LlmcalcError, match="per_layer_config"):
+        load_model({**own, "per_layer_config": {"1": {"head_dim": 4}}})
