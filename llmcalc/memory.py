@@ -91,12 +91,16 @@ __all__ = [
 ]
 
 
-def parameters(spec: ModelSpec) -> Breakdown[Params]:
+def parameters(
+    spec: ModelSpec, *, tied_head: Literal["once", "twice"] = "once"
+) -> Breakdown[Params]:
     r"""Return the parameters of the whole model, every stored weight once.
 
     .. math:: P = \sum_{\text{distinct weights}} \text{count} \prod \text{shape}
 
-    A tied head adds none. Parameters never depend on parallelism or format.
+    A tied head adds none; with ``tied_head="twice"`` it counts beside the token table, as it does
+    in files that store it once more and in the totals published from them. Parameters never depend
+    on parallelism or format.
 
     >>> from llmcalc import ModelSpec, memory
     >>> spec = ModelSpec.dense(
@@ -115,8 +119,22 @@ def parameters(spec: ModelSpec) -> Breakdown[Params]:
 
     >>> dict(memory.parameters(spec).by(1))
     {'': 12864, 'decoder': 73984}
+
+    >>> from llmcalc import load_model
+    >>> qwen = load_model("Qwen3-0.6B")
+    >>> memory.parameters(qwen).total, memory.parameters(qwen, tied_head="twice").total
+    (596049920, 751632384)
     """
-    return Breakdown(Params, f"Parameters of {spec.name}", map(_parameters, spec.ledger.tensors))
+    if tied_head not in ("once", "twice"):
+        raise InvalidValueError("tied_head", tied_head, 'must be "once" or "twice"')
+    title, terms = f"Parameters of {spec.name}", map(_parameters, spec.ledger.tensors)
+    if tied_head == "once" or not spec.head.tied:
+        return Breakdown(Params, title, terms)
+    width = spec.embedding.width
+    column = (spec.embed_dim, "embed") if width is None else (width, "embedding")
+    vocab = (spec.embedding.vocab_size, "vocab")
+    head = Term(("head", "", "output.weight"), (vocab, column))
+    return Breakdown(Params, f"{title}, its tied head twice", (*terms, head))
 
 
 def layer_parameters(spec: ModelSpec) -> Breakdown[Params]:

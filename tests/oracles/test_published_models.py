@@ -25,7 +25,13 @@ def _rows(name: str) -> list[Any]:
 
 @pytest.mark.parametrize("row", _rows("real_models") + _rows("default_configs"))
 def test_parameters_are_those_of_the_module(row: dict[str, Any]) -> None:
-    assert memory.parameters(load_model(row["config"])).total == row["n_params"]
+    spec = load_model(row["config"])
+    assert memory.parameters(spec).total == row["n_params"]
+    twice = memory.parameters(spec, tied_head="twice")
+    assert twice.total == row["n_params_with_tied_head_counted"]
+    assert dict(twice.by()).get("head", 0) - dict(memory.parameters(spec).by()).get("head", 0) == (
+        twice.total - row["n_params"]
+    )
 
 
 #: Our group of each group of the measured breakdown.
