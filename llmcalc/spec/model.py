@@ -173,17 +173,23 @@ def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     >>> [(run.label, run.count) for run in runs([kinds[0], kinds[0], kinds[1]])]
     [('window', 2), ('decoder', 1)]
     """
-    labels: dict[Layer, str] = {}
+    layers = list(layers)
+    # Readers give equal layers as one object: each object is compared with the others once.
+    distinct: dict[Layer, Layer] = {}
+    first = {id(layer): layer for layer in layers}
+    first = {key: distinct.setdefault(layer, layer) for key, layer in first.items()}
+    labels: dict[int, str] = {}
     kinds: dict[str, int] = {}
     result: list[LayerRun] = []
-    for layer, run in groupby(layers):
-        if layer not in labels:
+    for key, run in groupby(id(first[id(layer)]) for layer in layers):
+        layer = first[key]
+        if key not in labels:
             parts = tuple(layer.parts)
             words = [part.label for part in parts if part.label] or [part.group for part in parts]
             label = "-".join(dict.fromkeys(words))
             same = kinds[label] = kinds.get(label, 0) + 1
-            labels[layer] = label if same == 1 else f"{label} {same}"
-        result.append(LayerRun(count=sum(1 for _ in run), label=labels[layer], layer=layer))
+            labels[key] = label if same == 1 else f"{label} {same}"
+        result.append(LayerRun(count=sum(1 for _ in run), label=labels[key], layer=layer))
     return tuple(result)
 
 
