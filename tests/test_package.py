@@ -25,7 +25,8 @@ SOURCES = sorted((ROOT / "llmcalc").rglob("*.py"))
 #: one. `models` stands beside the folds: it imports specifications, and nothing of the folds.
 LAYERS = (
     {"errors", "lazy"},
-    {"boundary", "described", "units"},
+    {"boundary", "units"},
+    {"described"},
     {"breakdown", "hardware", "tables"},
     {"spec"},
     {"eager", "formats", "layouts"},
