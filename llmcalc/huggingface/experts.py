@@ -582,10 +582,9 @@ def _deepseek_sparse(config: Config) -> list[bool]:
     """Return which layers have experts: every n-th from a first one on, unless listed."""
     first = config.count("first_k_dense_replace") if config.knows("first_k_dense_replace") else 1
     every = config.size("moe_layer_freq") if config.knows("moe_layer_freq") else 1
-    from_first = mlp_kinds(config, first)
-    if config.get("mlp_layer_types") is not None:
-        return from_first
-    return [sparse and index % every == 0 for index, sparse in enumerate(from_first)]
+    if config.knows("mlp_layer_types") and config.get("mlp_layer_types") is not None:
+        return mlp_kinds(config, first)
+    return [index >= first and index % every == 0 for index in range(config.num_layers())]
 
 
 def dots1(config: Config, name: str) -> ModelSpec:

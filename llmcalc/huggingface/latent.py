@@ -19,6 +19,7 @@ from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.experts import (
     ALL_EXPERTS,
     always_silu,
+    deepseek,
     dense_first,
     experts,
     further,
@@ -97,8 +98,14 @@ def _routed(config: Config, **options: Any) -> Experts:
 def deepseek_v2(config: Config, name: str) -> ModelSpec:
     """Read a DeepSeek V2; a null ``num_experts_per_tok`` gives no active parameters.
 
+    The language models of DeepSeek-OCR and of the smallest DeepSeek-VL2 have usual attention, with
+    ``use_mla`` false (``modeling_deepseekv2.py`` in deepseek-ai/DeepSeek-OCR).
     Source: ``models/deepseek_v2/modeling_deepseek_v2.py``.
     """
+    if config.given("use_mla") is False:
+        config.pass_over("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+        config.pass_over("v_head_dim", "qk_head_dim", "head_dim")
+        return deepseek(config, name)
     bias = config.flag("mlp_bias")
     unknown = config.get("num_experts_per_tok") is None
     return mixture(

@@ -151,3 +151,17 @@ def test_a_step_3_5_is_read_as_its_own_file_states_it() -> None:
         load_model({**own, "moe_layers_enum": "1, x"})
     with pytest.raises(LlmcalcError, match="per_layer_config"):
         load_model({**own, "per_layer_config": {"1": {"head_dim": 4}}})
+
+
+def test_a_deepseek_v2_without_latent_attention_is_that_of_deepseek_ocr() -> None:
+    text = {
+        "model_type": "deepseek_v2", "first_k_dense_replace": 1, "hidden_size": 1280,
+        "intermediate_size": 6848, "kv_lora_rank": None, "max_position_embeddings": 8192,
+        "moe_intermediate_size": 896, "n_routed_experts": 64, "n_shared_experts": 2,
+        "num_attention_heads": 10, "num_experts_per_tok": 6, "num_hidden_layers": 12,
+        "num_key_value_heads": 10, "q_lora_rank": None, "qk_nope_head_dim": 0,
+        "qk_rope_head_dim": 0, "use_mla": False, "v_head_dim": 0, "vocab_size": 129280,
+    }  # fmt: skip
+    spec = load_model({"model_type": "deepseek_vl_v2", "language_config": text})
+    # The language model of transformers' UnlimitedOcrForConditionalGeneration, of these sizes.
+    assert memory.parameters(spec).total == 2934734080
