@@ -180,7 +180,9 @@ _LOADS: Final = ("unlimited", "request rate", "max load")
 _DEVICES: Final = {
     "A100-80GB": "A100-SXM-80GB",
     "A100 80GB": "A100-SXM-80GB",
+    "A100-40GB": "A100-SXM-40GB",
     "64GB M4 Max": "Apple-M4-Max-128GB",
+    "M1": "Apple-M1-16GB",
     "RTX PRO 6000 Blackwell SE": "RTX-PRO-6000-Blackwell-Server",
     "DGX Spark GB10": "DGX-Spark",
     "GB200": "GB200-186GB",
