@@ -8,8 +8,9 @@
 * `FAMILIES`, `ENGINES`: the devices of a family; how engines compute.
 * `rows`: the rows of a file.
 
-A row is a mapping with the fields of ``tests/data/perf_rows.jsonl``. The rules were written down
-before any fit; none of them looks at what a forecast says of a row.
+A row is a mapping with the fields of ``tests/data/perf_rows.jsonl``. No rule
+looks at what a forecast says of a row. Most were written down before any fit; that for first calls
+and `_RENAMED` came of looking at residuals, and were confirmed in the sources.
 """
 
 from __future__ import annotations
