@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, Self, cast
 
 import attrs
 import torch
@@ -47,6 +47,9 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 
+
+#: The projections of attention that read its input.
+_INPUTS: Final = ("W_q", "W_k", "W_v")
 
 _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
 
@@ -167,14 +170,52 @@ class AttentionLayer(nn.Module):
         self.W_v = nn.Linear(width, keys, bias=part.value_bias)
         self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
         self.has_output = part.output
+        self.widths = queries, keys, keys
+        #: W_q, W_k and W_v as one matrix, and as its parts.
+        self._joint: tuple[Tensor, Sequence[Tensor]] | None = None
+
+    def join(self) -> None:
+        """Lay W_q, W_k and W_v below each other in one matrix, where they have no biases.
+
+        They stay parameters of their own; without gradients one product gives all three.
+        """
+        three = self.W_q, self.W_k, self.W_v
+        if self.is_joint or any(part.bias is not None for part in three):
+            return
+        matrix = _streamed(torch.cat([part.weight.data for part in three]))
+        self._joint = matrix, matrix.split_with_sizes(self.widths)
+        for part, rows in zip(three, self._joint[1], strict=True):
+            part.weight.data = rows
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether W_q, W_k and W_v lie in one matrix: they don't once one is put elsewhere."""
+        if self._joint is None:
+            return False
+        part: Any = self._modules
+        weights = [part[name]._parameters["weight"] for name in _INPUTS]  # noqa: SLF001
+        return all(map(Tensor.is_set_to, weights, self._joint[1]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Join again what has been moved or converted."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.join()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Join what has been copied or unpickled, too."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.join()
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
         """Mix the new tokens ``x`` (T * B, E) with what came before them."""
         part: Any = self._modules
         shape = step.new, step.batch, -1, self.head_dim
-        q = _linear(x, part["W_q"]).view(shape)  # (T, B, H, D)
-        k = _linear(x, part["W_k"]).view(shape)  # (T, B, K, D)
-        v = _linear(x, part["W_v"]).view(shape)  # (T, B, K, D)
+        if self._joint is None or step.explicit or torch.is_grad_enabled() or not self.is_joint:
+            q, k, v = (_linear(x, part[name]) for name in _INPUTS)
+        else:
+            q, k, v = F.linear(x, self._joint[0]).split_with_sizes(self.widths, 1)
+        q, k, v = q.view(shape), k.view(shape), v.view(shape)  # (T, B, H | K | K, D)
         if step.turn is not None:
             q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
         if step.cache is None:  # (B, K, T, D)
@@ -378,14 +419,11 @@ class TinyDecoder(nn.Module):
         if spec.head.tied:
             del self.output_projection.weight
         self.to_empty(device=place).to(dtype)
-        # The longer side of a matrix lies in a row in memory. A decode step multiplies each by one
-        # row of input; where memory is slow, long runs stream up to half as fast again as short
-        # ones.
         for module in self.modules():
             if isinstance(module, nn.Linear) and "weight" in module._parameters:  # noqa: SLF001
-                rows, columns = module.weight.shape
-                if rows > columns:
-                    module.weight.data = module.weight.data.t().contiguous().t()
+                module.weight.data = _streamed(module.weight.data)
+        for layer in self._decoder_layers:
+            layer.attention.join()
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
                 nn.init.normal_(weight, std=0.02, generator=generator)
@@ -753,6 +791,16 @@ def _steps(
         yield Step(index, tokens, logits, finished)
         if eos is not None and bool(finished.all()):
             return
+
+
+def _streamed(matrix: Tensor) -> Tensor:
+    """Return the matrix with its longer side in rows in memory.
+
+    A decode step multiplies each matrix by one row of input. Where memory is slow, long runs
+    stream up to half as fast again as short ones.
+    """
+    rows, columns = matrix.shape
+    return matrix.t().contiguous().t() if rows > columns else matrix.contiguous()
 
 
 def _causal(queries: Tensor, keys: int) -> Tensor:

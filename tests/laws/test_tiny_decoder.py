@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -275,6 +276,66 @@ def test_a_whole_decoder_can_be_pickled(activation: str) -> None:
     ids = prompt(decoder.spec, 4)
     copy = pickle.loads(pickle.dumps(decoder))  # noqa: S301  # made here
     assert torch.equal(copy(ids), decoder(ids))
+
+
+def _attentions(decoder: TinyDecoder) -> list[tiny_decoder.AttentionLayer]:
+    return [part for part in decoder.modules() if isinstance(part, tiny_decoder.AttentionLayer)]
+
+
+def _moved(decoder: TinyDecoder) -> dict[str, TinyDecoder]:
+    """Return decoders of the same weights whose projections were put elsewhere."""
+    state = decoder.state_dict()
+    assigned, trained, replaced = (build(decoder.spec, seed=1) for _ in range(3))
+    assigned.load_state_dict({name: weight.clone() for name, weight in state.items()}, assign=True)
+    trained.load_state_dict(state)
+    replaced.load_state_dict(state)
+    for attention in _attentions(replaced):
+        weight = attention.W_k.weight
+        attention.W_k.weight = torch.nn.Parameter(weight.detach().clone())
+        weight.data.fill_(float("nan"))  # where it lay before is not read
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.125)
+    for _ in range(2):  # there and back again
+        for weight in trained.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] = -0.125
+    wide = build(decoder.spec, dtype=torch.float32, seed=1).double()
+    wide.load_state_dict(state)
+    return {
+        "as built": decoder,
+        "assigned": assigned,
+        "trained": trained,
+        "replaced": replaced,
+        "converted": wide,
+        "copied": deepcopy(decoder),
+        "unpickled": pickle.loads(pickle.dumps(decoder)),  # noqa: S301  # made here
+    }
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_projections_are_read_wherever_their_weights_lie(kv_heads: int) -> None:
+    decoder = build(small(num_kv_heads=kv_heads))
+    ids = prompt(decoder.spec, 9)
+    expected = decoder(ids)  # with gradients, and so by a product for each projection
+    moved = _moved(decoder)
+    joint = {name: _attentions(copy)[0].is_joint for name, copy in moved.items()}
+    assert joint == {
+        "as built": True,
+        "assigned": False,
+        "trained": True,
+        "replaced": False,
+        "converted": True,
+        "copied": True,
+        "unpickled": True,
+    }
+    for name, copy in moved.items():
+        assert difference(in_chunks(copy, ids, [4, 1, 3, 1]), expected) <= 1e-12, name
+
+
+def test_projections_with_biases_are_left_apart() -> None:
+    decoder = build(small(query_key_value_bias=True))
+    assert not _attentions(decoder)[0].is_joint
+    assert not _attentions(decoder.float())[0].is_joint
 
 
 def test_a_decode_step_neither_joins_history_nor_masks(monkeypatch: pytest.MonkeyPatch) -> None:
