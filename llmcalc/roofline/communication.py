@@ -7,8 +7,10 @@ A matrix product that contracts a split axis leaves a partial sum on every rank,
 lookup in a table whose rows are split, and a mixture whose experts are dealt out: the sum over the
 ranks is one all-reduce. Parts of a layer that read the same input and are added share it. A split
 vocabulary leaves a piece of the logits on every rank, and attention without an output projection
-its own heads; these are gathered. Experts that are dealt
-out over replicas get their tokens, and send the results back, in two all-to-alls. Ranks of
+its own heads; these are gathered. A norm of all heads as one vector needs the sum of squares over
+the ranks: one number a token. Experts that are dealt out over replicas get
+their tokens, and send the results back, in two all-to-alls: a token goes to a rank once, however
+many of its experts are there, and to as many ranks as there can be. Ranks of
 data-parallel attention gather the tokens of all replicas for what they compute together, and
 scatter its sum. Ranks that deal out the slots of a request gather each other's queries and scatter
 the sum of the results. A pipeline stage sends its result to the next one.
@@ -43,7 +45,7 @@ from llmcalc.roofline.counts import TOKENS, Count, Workload
 from llmcalc.roofline.programs import Piece, Program, keep
 from llmcalc.roofline.shares import Share, is_routed, shares_of
 from llmcalc.spec.axes import Axes, Axis, factors, is_split
-from llmcalc.spec.items import Cache, Linear, Mix, Table
+from llmcalc.spec.items import Cache, Linear, Mix, Scale, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec, Residual
 from llmcalc.spec.parallel import ParallelBlock
@@ -192,10 +194,18 @@ class _Exchanges:
         summed: dict[object, None] = {}
         routed_before = False
         gathers = any(self.share.joint(e) and not is_routed(e) for e in entries)
+        norms = [entry for entry in entries if _spans_ranks(entry)]
+        normed: set[str] = set()
         for entry in entries:
             item, times = entry.item, self.share.times(entry)
             if times is None:
                 continue
+            if entry in norms and entry.path[0] not in normed:
+                normed.add(entry.path[0])
+                sums = Axis("norms", sum(one.path == entry.path for one in norms))
+                tokens = TOKENS._replace(joint=self.share.joint(entry))
+                ranks = self.share.split(entry).ranks
+                yield _Exchange("all-reduce", entry.name, ranks, ((sums,),), tokens, times)
             if isinstance(item, Mix):
                 yield from self._mix(entry, item, entries, times)
             if not isinstance(item, Linear):
@@ -243,7 +253,7 @@ class _Exchanges:
             yield from self._together(entry)
             return
         path = (*entry.path, "experts")
-        used = (Axis("experts per token", item.active or 1), *item.into)
+        used = (Axis("ranks per token", min(item.active or 1, split.ranks)), *item.into)
         tokens, ranks = TOKENS, rank.layout.tensor_parallel
         if ranks > 1:  # which hold the same tokens
             of = (TOKENS, ranks, rank.tensor_rank)
@@ -272,6 +282,17 @@ class _Exchanges:
             widths = item.absorbed
         for kind, width in zip(_GATHER_SCATTER, widths, strict=True):
             yield _Exchange(kind, entry.name, degree, ((heads, width),), TOKENS, times)
+
+
+def _spans_ranks(entry: Entry) -> bool:
+    """Whether something that is split over ranks is normalised as one vector.
+
+    What recurrences compute is left to each rank: engines normalise it by groups of heads.
+    """
+    item = entry.item
+    if not isinstance(item, Scale) or item.vectors != () or entry.path[0] == "recurrent":
+        return False
+    return any(map(is_split, item.axes))
 
 
 _GATHER_SCATTER: Final[tuple[Kind, Kind]] = ("all-gather", "reduce-scatter")

@@ -28,7 +28,7 @@ from llmcalc.spec.axes import Axes, Axis, factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Span
+from llmcalc.spec.spans import Constant, Remainder, Span
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
@@ -230,8 +230,8 @@ class Traffic(NamedTuple):
         return tuple([v if v is None or type(v) in _SIMPLE else _identity(v) for v in self])
 
     def attended(self, span: Span) -> Count:
-        """Return the keys that attention reads, those of every tile again."""
-        if self.tile is None or self.standard:
+        """Return the slots that are read: the keys of attention again by every tile."""
+        if self.tile is None or self.standard or isinstance(span, Constant | Remainder):
             return Count("fetched", span.slot_name, span)
         kind = "tiled" if self.causal else "tile rectangle"
         return Count(kind, f"{span.slot_name}, by tiles of {self.tile}", (span, self.tile))

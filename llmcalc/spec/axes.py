@@ -34,6 +34,7 @@ _SPLITS: Final = {
     "recurrent_heads": "even",
     "key_heads": "even",
     "state_groups": "replicated",
+    "output_groups": "even",
     "vocab": "uneven",
 }
 

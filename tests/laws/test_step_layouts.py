@@ -416,3 +416,36 @@ def test_a_prefill_of_any_model_type_costs_what_its_chunks_and_decode_steps_cost
     )
     expanded = cost(33, 0, "expanded") + cost(37, 33, "expanded")
     assert expanded - cost(70, 0, "expanded") == more
+
+
+def test_a_norm_of_all_heads_as_one_vector_sums_over_the_ranks() -> None:
+    # OLMoE normalises the queries and the keys of all heads together: two sums for each token.
+    found = roofline.collectives(model("olmoe"), batch=3, new=1, past=10, tensor_parallel=2)
+    sums = [one for one in found if one.path[2].endswith("norm.weight")]
+    assert [(one.kind, one.count, one.message_bytes) for one in sums] == [
+        ("all-reduce", model("olmoe").num_layers, 2 * 3 * 2)
+    ]
+    # Qwen3 normalises each head by itself, which is on one rank.
+    found = roofline.collectives(model("qwen3"), batch=3, new=1, past=10, tensor_parallel=2)
+    assert not [one for one in found if "norm" in one.path[2]]
+
+
+def test_a_token_goes_to_a_rank_once_however_many_of_its_experts_are_there() -> None:
+    def dispatched(replicas: int) -> int:
+        found = roofline.collectives(
+            load_model("deepseek-v3"),
+            batch=replicas,
+            new=1,
+            past=10,
+            layout=Layout(
+                data_parallel=replicas,
+                expert_parallel=True,
+                data_parallel_attention=True,
+                engine="vllm",
+            ),
+        )
+        [experts] = [one for one in found if one.kind == "all-to-all"]
+        return int(experts.message_bytes)
+
+    # 8 experts a token: to 2 or 4 ranks at most, or to 8 of 16.
+    assert [dispatched(n) // (2 * 7168) for n in (2, 4, 16)] == [2, 4, 8]
