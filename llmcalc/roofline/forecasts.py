@@ -25,6 +25,7 @@ from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
 from llmcalc.roofline.efficiencies import Calibration, Fallback, conventions, get
 from llmcalc.roofline.efficiency import Efficiency
+from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import StepTime, step_time
 from llmcalc.spec.model import ModelSpec
 
@@ -118,7 +119,8 @@ def run(
     pipeline stages halve the batch until a micro-batch has no more tokens than that. Without a
     prompt every new token is a step, the first one from an empty context. `samples` steps stand
     for all of `new_tokens`, evenly spread. `options` are further arguments of
-    `llmcalc.roofline.step_time`.
+    `llmcalc.roofline.step_time`; without `mla` among them, latent attention is expanded for the
+    prompt and absorbed for further tokens.
 
     >>> from llmcalc import load_model, roofline
     >>> steps = roofline.run(
@@ -162,7 +164,7 @@ def run(
         if samples is not None:
             points = min(steps, whole_number(samples, "samples", minimum=1))
         past = tokens + ((np.arange(points) + 0.5) * steps / points).astype(np.int64)
-        decode = step_time(spec, device, batch=requests, new=1, past=past, **given)
+        decode = step_time(spec, device, batch=requests, new=1, past=past, **decoding(given))
     return Run(
         batch=requests,
         prompt=tokens,

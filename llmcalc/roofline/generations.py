@@ -8,6 +8,7 @@ Like a step's, these times are bounds: what no device of that kind can beat.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,9 @@ def generation(
 
     `batch` requests of `prompt` tokens each generate `new_tokens`; `batch` and `prompt` take
     integers or arrays. `options` are further arguments of `llmcalc.roofline.step_time`, among them
-    `layout`. All times are the steps' bounds, without what devices exchange. Raises
+    `layout`. Unless `mla` is one of them, latent attention has the form that takes least: expanded
+    for the prompt, absorbed for further tokens. All times are the steps' bounds, without what
+    devices exchange. Raises
     `llmcalc.LlmcalcError` for an empty prompt, no new tokens, and for a context past the model's
     position limit.
 
@@ -163,7 +166,7 @@ def generation(
             past=(tokens[..., None] if is_array(tokens) else tokens) + steps,
             weights=weights,
             kv=kv,
-            **options,
+            **decoding(options),
         )
     layout = options.get("layout")
     return Generation(
@@ -174,6 +177,11 @@ def generation(
         decode=decode,
         devices=degree if layout is None else layout.devices,
     )
+
+
+def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of steps that decode, from those of all steps of a generation."""
+    return {"mla": "absorbed", **options}
 
 
 def _at_least_one(value: Int | IntArray, field: str, *, times: int = 1, more: int = 0) -> Any:

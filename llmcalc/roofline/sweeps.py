@@ -35,6 +35,7 @@ from llmcalc.boundary import (
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
 from llmcalc.layouts import ONE_DEVICE, Layout
+from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import step_time
 from llmcalc.spec.model import ModelSpec
 from llmcalc.tables import Column, Table, column, labels
@@ -396,7 +397,8 @@ def frontier(
 
     Each request holds `context` tokens after the step. `batch` are the numbers of requests to try,
     of the whole layout; by default the powers of two up to the most that fit, and these. The other
-    arguments are those of `sweep`. A combination in which no batch fits is in `Sweep.refused`.
+    arguments are those of `sweep`; unless `mla` is one of them, latent attention is absorbed. A
+    combination in which no batch fits is in `Sweep.refused`.
 
     >>> import numpy as np
     >>> from llmcalc import load_model, roofline
@@ -419,7 +421,13 @@ def frontier(
     """
     import numpy as np
 
-    sweeper = _Sweeper(spec, time=time, share=share, reserved_bytes=reserved_bytes, options=options)
+    sweeper = _Sweeper(
+        spec,
+        time=time,
+        share=share,
+        reserved_bytes=reserved_bytes,
+        options=decoding(options),
+    )
     tokens = whole_number(context, "context", minimum=1)
     tried = None if batch is None else _workload(batch=batch, new=1, past=tokens - 1)
     if tried is not None and not tried.batch.all():

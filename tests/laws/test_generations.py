@@ -127,3 +127,26 @@ def test_all_devices_of_a_layout_cost_their_energy_and_price() -> None:
     )
     assert answer.seconds == two.seconds  # replicas share the requests out
     assert two.devices == 2
+
+
+def test_latent_attention_has_the_form_that_takes_least() -> None:
+    spec = load_model("deepseek-v3")
+    common: dict[str, Any] = {**WIDE, "layout": Layout(tensor_parallel=8)}
+    work: dict[str, Any] = {"prompt": 2000, "new_tokens": 3, "batch": 64}
+    answer = roofline.generation(spec, "H200-SXM-141GB", **work, **common)
+    first = roofline.step_time(
+        spec, "H200-SXM-141GB", batch=64, new=2000, past=0, **common, mla="expanded"
+    )
+    later = [
+        roofline.step_time(
+            spec, "H200-SXM-141GB", batch=64, new=1, past=past, **common, mla="absorbed"
+        ).bound_seconds
+        for past in (2000, 2001)
+    ]
+    assert answer.first_token_seconds == first.bound_seconds
+    assert answer.token_seconds.tolist() == later
+    steps = roofline.run(spec, "H200-SXM-141GB", **work, **common)
+    assert steps.seconds() == pytest.approx(answer.seconds)
+    for mla in ("expanded", "absorbed"):
+        own = roofline.generation(spec, "H200-SXM-141GB", **work, **common, mla=mla)
+        assert own.seconds > answer.seconds
