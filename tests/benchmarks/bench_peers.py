@@ -2,7 +2,8 @@
 
 The question: how long does a decode step, or a prefill, of Llama-3-8B in bf16 take on one H100 or
 A100 (80 GB)? Each peer answers it for one batch and context after another; this library answers
-for a million in one sweep, in the same process, between the peers. Nothing here passes or fails.
+for a million in one sweep over a grid of batches and contexts, in the same process, between the
+peers; a point of a grid takes less time than a scattered one. Nothing here passes or fails.
 
 The peers are in no extra of this library. They need an environment of their own::
 
