@@ -693,7 +693,7 @@ def compare(path: str | os.PathLike[str], spec: ModelSpec) -> Comparison:
         group = buffer.path[0]
         described[group] = described.get(group, 0) + prod(size for size, _ in factors)
     counted: dict[str, int] = {}
-    table = spec.embedding.vocab_size * (spec.embedding.width or spec.embed_dim)
+    table = spec.embedding.rows.size * (spec.embedding.width or spec.embed_dim)
     scales = beyond = tied_copy = 0
     other = []
     for tensor in found:

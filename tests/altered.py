@@ -27,7 +27,7 @@ _SMALL = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
     "moe_intermediate_size": 32, "num_experts": 8, "n_routed_experts": 8,
     "num_experts_per_tok": 2, "share_expert_dim": 40, "max_position_embeddings": 128,
-    "max_window_layers": 2, "pad_token_id": 0,
+    "max_window_layers": 2, "pad_token_id": 0, "additional_vocab_size": 4,
 }  # fmt: skip
 _SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
 _HALF = {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
@@ -41,6 +41,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "glm4v_text": {"rope_parameters": _SECTIONS},
     "glm_ocr_text": {"rope_parameters": _SECTIONS},
     "hunyuan_vl_text": {"rope_parameters": _SECTIONS},
+    "mllama_text_model": {"cross_attention_layers": [1, 3]},
     "muse_glimmer_text": {"sliding_window": 8},
     "paddleocr_vl_text": {"rope_parameters": _SECTIONS},
     "qwen2_5_omni_text": _WINDOW,
@@ -77,6 +78,7 @@ _WORDS: dict[str, list[Any]] = {
     "gating": [True, False, "per-head", "per-element"],
     "output_gate_type": [None, "swish", "sigmoid"],
     "position_embedding_type": [None, "rope", "nope"],
+    "qk_norm_type": ["qwen3", "olmo"],
     "weight_mode": ["single", "fused"],
     "num_ln_in_parallel_attn": [None, 1, 2],
     "time_step_rank": ["auto", 3, 8],
@@ -260,6 +262,7 @@ class _Draw:
             "num_attention_heads_per_layer": lambda: [
                 self.values["num_key_value_heads"] * n for n in self.each([1, 2, 3])
             ],
+            "cross_attention_layers": self.some,
             "mlp_only_layers": self.some,
             "moe_layers": self.some,
             "attn_layer_indices": self.some,

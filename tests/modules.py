@@ -29,6 +29,7 @@ _GROUPS = [
     ("other", r"residual_scale\.|input_residual|post_attention_residual|input_hidden_states_"),
     ("other", r"(attn|mlp)_sconv\.|_convolution\.|z_L_init|_input\.query|\blinear\."),
     ("norms", r"\b(input|post_attention|post_mlp)_layernorm"),
+    ("attention", r"\bcross_attn(\.|_\w+_gate\b)"),
     ("attention", r"\b(self_attn|attn|attention|self_attention|multi_head_attention)\."),
     ("experts", r"\b(experts?|router|shared_experts?|shared_mlp|shared_expert_gate)\b"),
     (
@@ -57,6 +58,10 @@ def group_of(name: str) -> str:
     raise AssertionError(f"no group for {name}")
 
 
+#: Language models whose larger models tie no head, whatever they say.
+NEVER_TIED = {"mllama_text_model", "molmo2_text"}
+
+
 class LanguageModel(torch.nn.Module):
     """A language model that stands in a larger model, and the head that stands beside it there."""
 
@@ -65,7 +70,7 @@ class LanguageModel(torch.nn.Module):
         self.config = config
         self.model = _text_class(config)(config)
         self.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if tied:
+        if tied and config.model_type not in NEVER_TIED:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(self, **arguments: Any) -> Any:

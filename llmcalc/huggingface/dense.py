@@ -4,7 +4,9 @@ A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each i
 modelling source of transformers, which it names.
 
 * `llama`: Llama and all that `DIALECTS` describes by its differences from it.
-* `muse_glimmer`: Muse Glimmer, with gated attention and norms without parameters.
+* `mllama`: the language model of Llama 3.2 Vision, with layers that attend images.
+* `molmo2`: that of Molmo 2.
+* `muse_glimmer`: that of Muse Glimmer, with gated attention and norms without parameters.
 
 GPT-2 and other models from before Llama are in `llmcalc.huggingface.classic`.
 """
@@ -35,13 +37,14 @@ from llmcalc.huggingface.reading import (
     window_span,
 )
 from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.crossed import CrossAttention
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec
 from llmcalc.spec.parallel import ParallelBlock
 from llmcalc.spec.parts import Embedding, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["DIALECTS", "Dialect", "llama", "muse_glimmer"]
+__all__ = ["DIALECTS", "Dialect", "llama", "mllama", "molmo2", "muse_glimmer"]
 
 #: What one layer attends, and how it tells positions.
 Kind: TypeAlias = tuple[Span, Rotary | None]
@@ -497,6 +500,73 @@ def llama(config: Config, name: str) -> ModelSpec:
         final_norm=norm,
         head_bias=dialect.head_bias,
         multi_token=predicted([layer(kinds[-1])] * further, norm) if further else (),
+    )
+
+
+def mllama(config: Config, name: str) -> ModelSpec:
+    """Read the language model of a Llama 3.2 Vision: some layers attend images, and nothing else.
+
+    A request of text alone skips these. Eight tokens are looked up and never predicted
+    (``models/mllama/configuration_mllama.py``, ``modeling_mllama.py``).
+    """
+    norm, inner, layers = rms_norm(config), feed_forward(config), config.num_layers()
+    embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
+    width = head_dim(embed, heads, rounded=True)
+    crossed: Any = config.get("cross_attention_layers")
+    if crossed is None:
+        crossed = (3, 8, 13, 18, 23, 28, 33, 38)
+    if not isinstance(crossed, list | tuple) or any(type(index) is not int for index in crossed):
+        raise InvalidValueError("cross_attention_layers", crossed, "must list indices of layers")
+    mixer = attention(config, width=width, positions=rotary(config))
+    images = CrossAttention(query_heads=heads, kv_heads=mixer.kv_heads, head_dim=width, norm=norm)
+
+    def layer(is_crossed: bool) -> Layer:
+        if not is_crossed:
+            return pre_norm(norm, mixer, inner)
+        return attrs.evolve(pre_norm(norm, images, inner), uses=0)
+
+    there = set(crossed)
+    return assemble(
+        config,
+        name,
+        each_once([index in there for index in range(layers)], layer),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), more_rows=8),
+        may_tie=False,
+        remarks=("layers that attend images store weights, and a request of text skips them",),
+    )
+
+
+def molmo2(config: Config, name: str) -> ModelSpec:
+    """Read the language model of a Molmo 2, some of whose tokens are never predicted.
+
+    Source: ``models/molmo2/configuration_molmo2.py``, ``modeling_molmo2.py``.
+    """
+    config.pass_over("rope_scaling_layers")
+    norm = rms_norm(config)
+    axes = {"qwen3": "head", "olmo": "heads"}.get(config.text("qk_norm_type"))
+    if axes is None:
+        rule = "must be 'qwen3' or 'olmo'"
+        raise InvalidValueError("qk_norm_type", config.get("qk_norm_type"), rule)
+    mixer = attention(
+        config,
+        positions=rotary(config),
+        query_key_value_bias=config.flag("attention_bias"),
+        query_norm=norm,
+        key_norm=norm,
+        norm_axes=axes,
+    )
+    before, after = (None, norm) if config.flag("norm_after") else (norm, None)
+    parts = (mixer, feed_forward(config))
+    blocks = (Block(part=part, norm=before, post_norm=after) for part in parts)
+    more = config.count("additional_vocab_size")
+    return assemble(
+        config,
+        name,
+        [Layer(blocks=tuple(blocks))] * config.num_layers(),
+        final_norm=norm,
+        embedding=Embedding(vocab_size=config.required_size("vocab_size"), more_rows=more or None),
+        may_tie=False,
     )
 
 

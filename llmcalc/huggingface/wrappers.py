@@ -78,6 +78,8 @@ LANGUAGE_MODELS: Final[dict[str, str]] = {
     "minicpmv4_7": "qwen3_5_text",
     "minimax_m3_vl": "minimax_m3_vl_text",
     "mistral3": "mistral",
+    "mllama": "mllama_text_model",
+    "molmo2": "molmo2_text",
     "moss_transcribe_diarize": "qwen3",
     "muse_glimmer": "muse_glimmer_text",
     "musicflamingo": "qwen2",

@@ -408,7 +408,7 @@ class TinyDecoder(nn.Module):
         embedding, width = spec.embedding, spec.embed_dim
         layers = [run.layer for run in spec.layers for _ in range(run.count)]
         with torch.device("meta"):  # allocated once, below, where and as wide as it is wanted
-            self.token_embedding = nn.Embedding(embedding.vocab_size, width)
+            self.token_embedding = nn.Embedding(embedding.rows.size, width)
             learned = embedding.learned_positions
             self.pos_embedding = None if learned is None else nn.Embedding(learned, width)
             self.layers = nn.ModuleList(

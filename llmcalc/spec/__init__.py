@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         SeparateNorms,
         StreamQueries,
     )
+    from llmcalc.spec.crossed import CrossAttention
     from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
     from llmcalc.spec.feed_forward import FeedForward, HeadTransform
     from llmcalc.spec.hyper import HyperConnection, HyperHead
@@ -87,6 +88,7 @@ __all__ = [
     "Constant",
     "Conv",
     "ConvolvedAttention",
+    "CrossAttention",
     "EagerScan",
     "Embedding",
     "Entry",
@@ -173,6 +175,7 @@ __getattr__, __dir__ = exports(
             "SeparateNorms",
             "StreamQueries",
         ),
+        "crossed": ("CrossAttention",),
         "experts": (
             "AttentionExperts",
             "Experts",

@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import attrs
 
-from llmcalc.boundary import choice, flag, instance_of, size, whole_number
+from llmcalc.boundary import LARGEST_SIZE, choice, flag, instance_of, size, whole_number
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
@@ -135,15 +135,21 @@ class Block(Described):
                 yield Entry(("norms", label), count, item)
 
 
+def _uses(_instance: object, _attribute: Any, value: object) -> None:
+    if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
+        raise InvalidValueError("uses", value, "must be an int from 0 to 2**48")
+
+
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class Layer(Described):
     """One layer: its residual blocks in order.
 
-    A looped model goes `uses` times through it: each use computes and caches, none stores more.
+    A looped model goes `uses` times through it: each use computes and caches, none stores more. A
+    layer that a request of text alone skips has none, and stores its weights nevertheless.
     """
 
     blocks: tuple[Residual, ...]
-    uses: int = attrs.field(default=1, validator=size)
+    uses: int = attrs.field(default=1, validator=_uses)
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -233,6 +239,9 @@ class ModelSpec(Described):
         for run in self.layers:
             if kinds.setdefault(run.label, run.layer) != run.layer:
                 raise InvalidValueError("label", run.label, "must name one kind of layer only")
+        if self.head.tied and self.embedding.more_rows is not None:
+            rule = "must be None with a tied head, which has a result for every row"
+            raise InvalidValueError("more_rows", self.embedding.more_rows, rule)
         learned = self.embedding.learned_positions
         if learned is not None and (self.max_positions is None or self.max_positions > learned):
             raise InvalidValueError(
@@ -287,7 +296,7 @@ class ModelSpec(Described):
         for label, (layer, count) in counts.items():
             for block in layer.blocks:
                 entries = block.entries(label, count, embed)
-                if layer.uses > 1:
+                if layer.uses != 1:
                     entries = (attrs.evolve(entry, uses=layer.uses) for entry in entries)
                 yield block, entries
 

@@ -66,7 +66,8 @@ class Embedding(Described):
 
     `sinusoidal` positions are computed and added. With `width` the token table has rows of that
     many elements, which a matrix brings to the model's width. `norm` normalises the sum of what
-    was looked up.
+    was looked up. `more_rows` are those of tokens that are looked up and never predicted: the head
+    has no results for them.
 
     >>> from llmcalc.spec import Axis, Embedding
     >>> table = Embedding(vocab_size=100, learned_positions=16)
@@ -83,16 +84,22 @@ class Embedding(Described):
         default=None, validator=attrs.validators.optional(instance_of(Norm))
     )
     sinusoidal: bool = attrs.field(default=False, validator=flag)
+    more_rows: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
 
     @property
     def vocab(self) -> Axis:
-        """The vocabulary axis."""
+        """The axis of the tokens that the head predicts."""
         return Axis("vocab", self.vocab_size)
+
+    @property
+    def rows(self) -> Axis:
+        """The axis of the tokens that are looked up."""
+        return Axis("vocab", self.vocab_size + (self.more_rows or 0))
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the tables."""
         row = embed if self.width is None else Axis("embedding", self.width)
-        yield Table(name="token", rows=self.vocab, row=(row,), storage=TOKEN_TABLE)
+        yield Table(name="token", rows=self.rows, row=(row,), storage=TOKEN_TABLE)
         if self.width is not None:
             yield Linear(name="token_to_embed", into=(row,), out=((embed,),))
         if self.learned_positions is not None:

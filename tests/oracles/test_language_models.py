@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llmcalc import LlmcalcError, load_model, memory
+from llmcalc import LlmcalcError, ModelSpec, load_model, memory, roofline
 from llmcalc.huggingface.registry import HEADLESS, READERS
 from llmcalc.huggingface.wrappers import FLAT, LANGUAGE_MODELS, SECTIONS
 from tests.altered import small
@@ -108,8 +108,8 @@ def test_a_head_of_its_own_is_tied_by_its_own_section() -> None:
         ({"model_type": "mine", "text_config": 3}, "model_type = 'mine': is not known"),
         ({"model_type": "qwen2_5_vl"}, "model_type = 'qwen2_5_vl': is not known"),
         (
-            {"model_type": "mllama", "text_config": {"model_type": "mllama_text_model"}},
-            r"text_config\.model_type = 'mllama_text_model': is not known",
+            {"model_type": "clip", "text_config": {"model_type": "clip_text_model"}},
+            r"text_config\.model_type = 'clip_text_model': is not known",
         ),
     ],
 )
@@ -165,3 +165,24 @@ def test_a_deepseek_v2_without_latent_attention_is_that_of_deepseek_ocr() -> Non
     spec = load_model({"model_type": "deepseek_vl_v2", "language_config": text})
     # The language model of transformers' UnlimitedOcrForConditionalGeneration, of these sizes.
     assert memory.parameters(spec).total == 2934734080
+
+
+def test_a_request_of_text_skips_layers_that_attend_images() -> None:
+    config = {**small("mllama_text_model"), "model_type": "mllama_text_model"}
+    spec = load_model(config)
+    plain = load_model({**config, "cross_attention_layers": [], "num_hidden_layers": 2})
+    assert spec.num_layers == 4
+    for model in (spec, plain):
+        assert model.ledger.caches
+    assert _folds(spec) == _folds(plain)
+    assert memory.parameters(spec).total > memory.parameters(plain).total
+
+
+def _folds(spec: ModelSpec) -> tuple[int, ...]:
+    """Return what a step computes and moves, and what a request holds."""
+    step: dict[str, Any] = {"batch": 2, "new": 3, "past": 5}
+    return (
+        memory.kv_cache_bytes(spec, context=9, kv="bf16").total,
+        roofline.flops(spec, **step).total,
+        roofline.bytes_moved(spec, weights="bf16", kv="bf16", **step).total,
+    )
