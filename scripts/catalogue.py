@@ -90,6 +90,11 @@ ELSEWHERE: Final = (
 
 #: Where a shape is read from, and what a total that was published counts.
 _FILES: Final = "total of the model's safetensors files on huggingface.co"
+_CALFLOPS: Final = (
+    "github.com/MrYxJ/calculate-flops.pytorch@086d419f3b7b6913b79e288dc8b8c92a03279341 README.md, "
+    "table of models"
+)
+_PRINTED: Final = "a public file on GitHub: what chatllm.cpp prints for the model"
 _PRESETS: Final = (
     "github.com/mlc-ai/mlc-llm@79d603f085f50500e9509fa01785ffa7ecfaaa93 "
     "python/mlc_llm/model/model_preset.py"
@@ -107,6 +112,7 @@ class Shape(NamedTuple):
     published: int | None = None
     counts: str = "parameters"
     source: str = "the published sizes"
+    published_source: str = _FILES
 
 
 def _nas(layers: str) -> list[dict[str, Any]]:
@@ -206,10 +212,8 @@ def _qwen3_vl(text: dict[str, Any], *, tied: bool = False) -> dict[str, Any]:
 
 _FURTHER: Final = "parameters and modules that predict further tokens"
 
-#: Models that no row of the file is near to: the published shape. The totals are those that the
-#: Hub shows for the model's safetensors files, or that its authors printed; those of chatglm-6b,
-#: chatglm2-6b, Qwen-7B and Baichuan-7B are also in the table of
-#: github.com/MrYxJ/calculate-flops.pytorch.
+#: Models that no row of the file is near to: the published shape, and the total where one is
+#: known.
 SHAPES: Final[dict[str, Shape]] = {
     "ibm-granite/granite-3.1-8b-instruct": Shape({
         "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800,
@@ -259,30 +263,35 @@ SHAPES: Final[dict[str, Shape]] = {
         1889110016,
     ),
     "baichuan-inc/Baichuan2-7B-Base": Shape(
-        _BAICHUAN, 7505973248, source=f'{_PRESETS} ["baichuan"]'
+        _BAICHUAN, source=f'{_PRESETS} ["baichuan"]'
     ),
-    "baichuan-inc/Baichuan-7B": Shape({**_BAICHUAN, "vocab_size": 64000}, 7000559616),
-    "Qwen/Qwen-7B": Shape(_QWEN, 7721324544),
+    "baichuan-inc/Baichuan-7B": Shape(
+        {**_BAICHUAN, "vocab_size": 64000}, 7000559616, published_source=_CALFLOPS
+    ),
+    "Qwen/Qwen-7B": Shape(_QWEN, 7721324544, published_source=_CALFLOPS),
     "Qwen/Qwen-1_8B": Shape(
         {**_QWEN, "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
          "num_hidden_layers": 24},
         1836828672, source=f'{_PRESETS} ["qwen"]',
     ),
-    "THUDM/chatglm3-6b": Shape(_CHATGLM, 6243584000, source=f'{_PRESETS} ["chatglm"]'),
+    "THUDM/chatglm3-6b": Shape(
+        _CHATGLM, 6243584000, source=f'{_PRESETS} ["chatglm"]', published_source=_CALFLOPS
+    ),
     "THUDM/glm-4-9b": Shape(
-        {**_CHATGLM, "num_layers": 40, "padded_vocab_size": 151552}, 9399951360
+        {**_CHATGLM, "num_layers": 40, "padded_vocab_size": 151552}, 9399951360,
+        published_source=_PRINTED,
     ),
     "THUDM/chatglm-6b": Shape(
         {"model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384,
          "layernorm_epsilon": 1e-05, "max_sequence_length": 2048, "num_attention_heads": 32,
          "num_layers": 28, "position_encoding_2d": True, "vocab_size": 130528},
-        6173286400,
+        6173286400, published_source=_CALFLOPS,
     ),
     "openbmb/MiniCPM-2B-sft-bf16": Shape(
         {"model_type": "minicpm", "hidden_size": 2304, "intermediate_size": 5760,
          "max_position_embeddings": 4096, "num_attention_heads": 36, "num_hidden_layers": 40,
          "num_key_value_heads": 36, "vocab_size": 122753, "tie_word_embeddings": True},
-        2724880896, source=f'{_PRESETS} ["minicpm_2b"]',
+        2724880896, source=f'{_PRESETS} ["minicpm_2b"]', published_source=_PRINTED,
     ),
     "deepseek-ai/deepseek-moe-16b-base": Shape(
         {"model_type": "deepseek", "first_k_dense_replace": 1, "hidden_size": 2048,
@@ -871,11 +880,11 @@ def published_total(check: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _published(total: int | None, counts: str) -> dict[str, Any]:
-    """Return the entries for a total of the Hub's."""
+def _published(total: int | None, counts: str, source: str = _FILES) -> dict[str, Any]:
+    """Return the entries for a total that was published."""
     if total is None:
         return {}
-    return {"published": total, "published_source": _FILES, "published_counts": counts}
+    return {"published": total, "published_source": source, "published_counts": counts}
 
 
 def main() -> None:
@@ -896,7 +905,7 @@ def main() -> None:
     for name, known in SHAPES.items():
         models[name] = {
             "source": known.source,
-            **_published(known.published, known.counts),
+            **_published(known.published, known.counts, known.published_source),
             "config": dict(sorted(known.config.items())),
         }
     for name, (like, changes, published) in VARIANTS.items():
