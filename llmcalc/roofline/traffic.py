@@ -28,7 +28,7 @@ from llmcalc.spec.axes import Axes, Axis, factors
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Constant, Remainder, Span
+from llmcalc.spec.spans import Chunk, Full, Span, Window
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
@@ -231,9 +231,11 @@ class Traffic(NamedTuple):
 
     def attended(self, span: Span) -> Count:
         """Return the slots that are read: the keys of attention again by every tile."""
-        if self.tile is None or self.standard or isinstance(span, Constant | Remainder):
-            return Count("fetched", span.slot_name, span)
-        kind = "tiled" if self.causal else "tile rectangle"
+        # What a mask would hide is read without one; what nobody picked is not.
+        everything = not self.causal and isinstance(span, Full | Window | Chunk)
+        if self.tile is None or self.standard:
+            return Count("present" if everything else "fetched", span.slot_name, span)
+        kind = "tile rectangle" if everything else "tiled"
         return Count(kind, f"{span.slot_name}, by tiles of {self.tile}", (span, self.tile))
 
     def latents(self, span: Span, joint: bool = False) -> Count:
@@ -349,7 +351,9 @@ class _Fold:
             item = (*entry.path, cache.read_by)
             span = cache.span
             # Where latents are expanded, a matrix product reads them, and attention its result.
-            whole = cache.role == "latent" and not conventions.absorbed
+            # A recurrence, a convolution and what compresses keys read their states once.
+            expanded = cache.role == "latent" and not conventions.absorbed
+            whole = expanded or cache.role in {"state", "conv"}
             read = Count("fetched", span.slot_name, span) if whole else conventions.attended(span)
             yield Piece(
                 ("cache read", *entry.name), item, shape, share.dealt_slots(read, span), times

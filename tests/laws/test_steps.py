@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import attrs
@@ -16,6 +17,7 @@ from llmcalc import (
     ModelSpec,
     formats,
     hardware,
+    huggingface,
     load_model,
     memory,
     roofline,
@@ -37,6 +39,10 @@ KINDS = [
     if row["model_type"]
     in {"gemma2", "llama4_text", "deepseek_v3", "deepseek_v32", "mamba2", "qwen3_next", "zamba2"}
 ]
+
+
+#: A small model of every type.
+TINY = {row["model_type"]: row["config"] for row in rows("tiny_measured")}
 
 
 @pytest.fixture(params=KINDS, ids=lambda config: config["model_type"])
@@ -275,12 +281,14 @@ def test_tiles_move_more_than_none_and_wide_ones_less_than_standard_attention(
 
 @pytest.mark.parametrize("tile", [16, 128])
 @pytest.mark.parametrize("mla", ["expanded", "absorbed"])
+@pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("step", [(2, 300, 0), (1, 33, 5000), (3, 1, 40), (1, 9000, 1)])
 def test_tiles_of_any_kind_of_attention_move_less_than_standard_attention(
-    kind: ModelSpec, step: tuple[int, int, int], mla: Any, tile: int
+    kind: ModelSpec, step: tuple[int, int, int], *, causal: bool, mla: Any, tile: int
 ) -> None:
     batch, new, past = step
     options: dict[str, Any] = {"batch": batch, "new": new, "past": past, "mla": mla, **WIDE}
+    options["causal"] = causal
     untiled = roofline.bytes_moved(kind, **options).total
     tiled = roofline.bytes_moved(kind, **options, query_tile=tile).total
     standard = roofline.bytes_moved(kind, **options, attention="standard").total
@@ -290,6 +298,27 @@ def test_tiles_of_any_kind_of_attention_move_less_than_standard_attention(
     )
     if widest <= 2 * tile:
         assert tiled <= standard
+
+
+@pytest.mark.parametrize("name", sorted(set(TINY) & set(huggingface.supported())))
+def test_attention_of_every_model_type_moves_less_the_more_the_chip_holds(name: str) -> None:
+    spec = load_model(TINY[name])
+    mixes = [entry.item for entry in spec.ledger.entries if isinstance(entry.item, Mix)]
+    for (batch, new, past), causal, mla in product(
+        [(2, 300, 0), (1, 33, 500), (3, 1, 40)], (True, False), ("expanded", "absorbed")
+    ):
+        options: dict[str, Any] = {"batch": batch, "new": new, "past": past, **WIDE}
+        options |= {"causal": causal, "mla": mla, "experts": "most"}
+
+        def moved(options: Any = options, **more: Any) -> int:
+            return int(roofline.bytes_moved(spec, **options, **more).total)
+
+        untiled, standard = moved(), moved(attention="standard")
+        assert untiled <= standard
+        for tile in (16, 128):
+            widths = [w for mix in mixes for w in (mix.query_key, *(mix.absorbed or ()))]
+            if max((width.size for width in widths), default=0) <= 2 * tile:
+                assert untiled <= moved(query_tile=tile) <= standard
 
 
 @given(
