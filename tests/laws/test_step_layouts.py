@@ -288,6 +288,23 @@ def test_routed_and_shared_experts_of_a_layer_share_one_sum() -> None:
     assert all_reduces("deepseek-v3", tensor_parallel=8, expert_parallel=True) == found
 
 
+def test_groups_of_heads_stay_where_their_heads_are() -> None:
+    # DeepSeek-V4 brings each group of heads to a few elements, and these to the width.
+    spec = model("DeepSeek-V4-Flash")
+    step: dict[str, Any] = {"batch": 1, "new": 1, "past": 10}
+    exchanged = roofline.collectives(spec, **step, tensor_parallel=4)
+    assert {(one.kind, one.path[2]) for one in exchanged if one.path[0] == "attention"} == {
+        ("all-reduce", "o_b")
+    }
+    whole, share = (
+        {term.path: term.value for term in roofline.flops(spec, **step, tensor_parallel=n).terms}
+        for n in (1, 4)
+    )
+    for path, value in whole.items():
+        if path[2] in {"o_a", "o_b", "q_b"}:
+            assert 4 * share[path] == value
+
+
 def test_experts_of_all_replicas_get_their_tokens_and_send_the_results_back() -> None:
     found = all_reduces(
         "deepseek-v3",
