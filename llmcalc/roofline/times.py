@@ -7,8 +7,9 @@ r"""The least time of a step on a device, and what bounds it.
 A device computes at most at its peak rate, and moves at most its bandwidth. So an item takes at
 least the longer of the two times, and a step at least the sum over its items if nothing of one
 overlaps with another, and at least the longer of the two sums if everything does. What ranks
-exchange takes the time that a rank's own link needs for what it sends. No device reaches these:
-they are bounds, not forecasts.
+exchange takes the time that a rank's own link needs for what it sends, without help from the
+network. No device reaches these: they are bounds, not forecasts. What the bounds rest on stands on
+the page [Conventions](../explanation/conventions.md).
 """
 
 from __future__ import annotations
