@@ -12,7 +12,7 @@ gives the numbers, for integers and for integer arrays alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, overload
 
 import attrs
 
@@ -35,6 +35,9 @@ from llmcalc.spec.axes import share
 from llmcalc.spec.spans import Remainder
 
 if TYPE_CHECKING:
+    from numpy import floating
+    from numpy.typing import NDArray
+
     from llmcalc.boundary import Int, IntArray
 
 __all__ = ["ExpertReads", "Requests", "experts_touched"]
@@ -94,6 +97,42 @@ class Requests(DescribedArrays):
     past: Int | IntArray
 
 
+@overload
+def experts_touched(
+    *,
+    num_experts: Int,
+    experts_per_token: Int,
+    tokens: Int,
+    reads: Literal["fewest", "most"],
+    held: Int | None = None,
+) -> int: ...
+@overload
+def experts_touched(
+    *,
+    num_experts: Int,
+    experts_per_token: Int,
+    tokens: Int,
+    reads: Literal["expected"] = "expected",
+    held: Int | None = None,
+) -> float: ...
+@overload
+def experts_touched(
+    *,
+    num_experts: Int,
+    experts_per_token: Int,
+    tokens: IntArray,
+    reads: Literal["fewest", "most"],
+    held: Int | None = None,
+) -> IntArray: ...
+@overload
+def experts_touched(
+    *,
+    num_experts: Int,
+    experts_per_token: Int,
+    tokens: IntArray,
+    reads: Literal["expected"] = "expected",
+    held: Int | None = None,
+) -> NDArray[floating[Any]]: ...
 def experts_touched(
     *,
     num_experts: Int,

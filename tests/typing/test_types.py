@@ -41,6 +41,8 @@ def wrong(spec: ModelSpec, device: DeviceSpec) -> None:
     )
     roofline.flops(spec, batch=1, new=1, past=0, logits="first")  # E: call-overload
     roofline.flops(spec, batch=1.0, new=1, past=0)  # E: call-overload
+    roofline.flops(spec, batch=1, new=1, past=0, layout="tp2")  # E: call-overload
+    roofline.flops(spec, batch=1, new=1, past=0, mixed_with=[(1, 1, 0)])  # E: list-item
     ModelSpec.dense(name="a", num_layers=1)  # E: call-arg
     ModelSpec.dense("a", num_layers=1)  # E: call-arg
     load_model(8)  # E: arg-type
@@ -61,9 +63,14 @@ REVEALED = {
         "roofline.flops(spec, batch=1, new=1, past=0).total",
         "roofline.attention_flops(queries=1, keys=1, head_dim=1)",
         "roofline.attention_bytes(queries=1, keys=1, head_dim=1, **how)",
+        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=3, reads='most')",
     ],
     "int | None": ["memory.max_batch_size(spec, device_memory=1, context=1, **formats)"],
-    "float": ["roofline.attention_intensity(queries=1, keys=1, head_dim=1, **how)"],
+    "float": [
+        "roofline.attention_intensity(queries=1, keys=1, head_dim=1, **how)",
+        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=3)",
+        "roofline.step_time(spec, 'L4', batch=1, new=1, past=0, **formats).ridge_point",
+    ],
     "llmcalc.memory.ContextLimit | None": [
         "memory.max_context(spec, device_memory=1, **formats)",
     ],
@@ -76,16 +83,21 @@ REVEALED = {
     ],
     "llmcalc.breakdown.Breakdown[llmcalc.units.Flops, int]": [
         "roofline.flops(spec, batch=1, new=1, past=0)",
+        "roofline.flops(spec, batch=1, new=1, past=0, tensor_parallel=2)",
+        "roofline.flops(spec, batch=1, new=1, past=0, layout=layout, rank=1)",
+        "roofline.flops(spec, batch=1, new=1, past=0, mixed_with=[requests])",
     ],
     f"llmcalc.breakdown.Breakdown[llmcalc.units.Bytes, {_INTS}]": [
         "memory.kv_cache_bytes(spec, context=ints, kv='bf16')",
         "memory.kv_cache_bytes(spec, context=1, batch=ints, kv='bf16')",
         "roofline.bytes_moved(spec, batch=1, new=1, past=ints, **formats)",
+        "roofline.bytes_moved(spec, batch=ints, new=1, past=1, layout=layout, rank=1, **formats)",
     ],
     f"llmcalc.breakdown.Breakdown[llmcalc.units.Flops, {_INTS}]": [
         "roofline.flops(spec, batch=ints, new=1, past=0)",
         "roofline.flops(spec, batch=1, new=ints, past=0)",
         "roofline.flops(spec, batch=1, new=1, past=ints)",
+        "roofline.flops(spec, batch=1, new=1, past=ints, mixed_with=(requests,))",
     ],
     _INTS: [
         "memory.max_batch_size(spec, device_memory=ints, context=1, **formats)",
@@ -96,20 +108,27 @@ REVEALED = {
         "roofline.attention_flops(queries=1, keys=ints, head_dim=1)",
         "roofline.attention_flops(queries=1, keys=1, head_dim=1, batch=ints)",
         "roofline.attention_bytes(queries=ints, keys=ints, head_dim=1, **how)",
+        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints, reads='most')",
     ],
     _FLOATS: [
         "roofline.attention_intensity(queries=1, keys=ints, head_dim=1, **how)",
         "roofline.attention_intensity(queries=1, keys=1, head_dim=1, batch=ints, **how)",
+        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints)",
+    ],
+    "tuple[llmcalc.roofline.communication.Collective, ...]": [
+        "roofline.collectives(spec, batch=1, new=1, past=0, layout=layout)",
     ],
 }
 _REVEAL = """\
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcalc import ModelSpec, memory, roofline
+from llmcalc import Layout, ModelSpec, memory, roofline
 
 
-def reveal(spec: ModelSpec, ints: NDArray[np.int64]) -> None:
+def reveal(
+    spec: ModelSpec, ints: NDArray[np.int64], layout: Layout, requests: roofline.Requests
+) -> None:
 """
 _SPELLED_OUT = {
     "**formats": "weights='bf16', kv='bf16'",
