@@ -7,6 +7,7 @@
 * `flag_argument`: True or False.
 * `choice`: one of a few strings.
 * `several`: one thing or an iterable of them.
+* `is_array`: whether something is an array with a dimension.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `at_most`: a product, or what limits it.
 * `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.

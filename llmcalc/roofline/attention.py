@@ -3,7 +3,7 @@ r"""One attention call, as textbook formulas in the numbers of queries and keys.
 Prefill, chunk and decode are one formula:
 
 * `attention_flops`: scores, softmax and values.
-* `attention_bytes`: traffic to and from device memory under a named algorithm.
+* `attention_bytes`: traffic to and from device memory under a named `Algorithm`.
 * `attention_intensity`: their ratio.
 
 Conventions: one multiply-accumulate is two FLOPs. The formulas are the textbook's: the full

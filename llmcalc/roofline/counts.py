@@ -2,6 +2,7 @@
 
 * `Count`: one such number, by its kind and what it is of.
 * `Requests`: requests of a step that have the same number of new and past tokens.
+* `experts_touched`: how many distinct experts are read; `ExpertReads` names bounds and mean.
 * `Workload`: all requests of a step; it gives the value of every count.
 * `Values`: these values, and sums that are made of them.
 

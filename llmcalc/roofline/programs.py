@@ -1,6 +1,7 @@
 """Folds over a ledger that were begun before the workload is known, so that a step takes less time.
 
-* `Piece`: one term of a fold but for the workload: its factors, and the count that it grows with.
+* `Piece`: one term of a fold but for the workload: its factors, and the count that it grows with;
+  it belongs to an item, by its `ItemKey`.
 * `Program`: the pieces of a fold, with their sums.
 * `StepBreakdown`: a program's breakdown for a workload; `ArrayTerm`: its terms for arrays.
 * `Largest`: the breakdown of one of several programs.
