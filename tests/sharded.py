@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.multiprocessing.spawn import spawn
 
-from llmcalc.models.tiny_decoder import KVCache, TinyDecoder, _normed, _Pass
+from llmcalc.models.tiny_decoder import KVCache, TinyDecoder, _Pass
 from llmcalc.spec import ModelSpec
 
 #: The dimension that tensor parallelism splits, after Megatron-LM: projections into heads and into
@@ -90,7 +90,7 @@ class ShardedDecoder(TinyDecoder):
     def step(self, ids: Tensor, cache: KVCache) -> Tensor | None:
         """Run the rank's stage: from the ids or the stage before it, to the next or the logits."""
         step = _Pass(cache, (ids.shape[1],), explicit=True)
-        step.hide(ids.device)
+        step.begin(ids.device)
         neighbour = self.mesh.size()
         if self.stage:
             x: Any = torch.empty(ids.shape[1], self.spec.embed_dim)
@@ -113,7 +113,7 @@ class ShardedDecoder(TinyDecoder):
         if not self.last:
             dist.send(x.full_tensor().contiguous(), dist.get_rank() + neighbour)
             return None
-        x = _normed(x, self.norm)
+        x = x if self.norm is None else self.norm(x)
         head = self.output_projection
         weight = self.token_embedding.weight if self.spec.head.tied else head.weight
         logits: Any = nn.functional.linear(x, weight, head.bias)

@@ -47,10 +47,6 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
 
-
-#: The projections of attention that read its input.
-_INPUTS: Final = ("W_q", "W_k", "W_v")
-
 _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
 
 #: The fields of each part that this model executes; others must have their defaults.
@@ -171,6 +167,7 @@ class AttentionLayer(nn.Module):
         self.W_o = nn.Linear(queries, width, bias=part.output_bias) if part.output else None
         self.has_output = part.output
         self.widths = queries, keys, keys
+        self.split = part.query_heads, part.kv_heads, part.kv_heads
         #: W_q, W_k and W_v as one matrix, and as its parts.
         self._joint: tuple[Tensor, Sequence[Tensor]] | None = None
 
@@ -193,8 +190,13 @@ class AttentionLayer(nn.Module):
         if self._joint is None:
             return False
         part: Any = self._modules
-        weights = [part[name]._parameters["weight"] for name in _INPUTS]  # noqa: SLF001
-        return all(map(Tensor.is_set_to, weights, self._joint[1]))
+        q, k, v = self._joint[1]
+        joint: bool = (
+            part["W_q"]._parameters["weight"].is_set_to(q)  # noqa: SLF001
+            and part["W_k"]._parameters["weight"].is_set_to(k)  # noqa: SLF001
+            and part["W_v"]._parameters["weight"].is_set_to(v)  # noqa: SLF001
+        )
+        return joint
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Join again what has been moved or converted."""
@@ -211,11 +213,12 @@ class AttentionLayer(nn.Module):
         """Mix the new tokens ``x`` (T * B, E) with what came before them."""
         part: Any = self._modules
         shape = step.new, step.batch, -1, self.head_dim
-        if self._joint is None or step.explicit or torch.is_grad_enabled() or not self.is_joint:
-            q, k, v = (_linear(x, part[name]) for name in _INPUTS)
+        joint = self._joint
+        if step.joint and joint and self.is_joint:  # (T, B, H | K | K, D)
+            q, k, v = F.linear(x, joint[0]).view(shape).split_with_sizes(self.split, 2)
         else:
-            q, k, v = F.linear(x, self._joint[0]).split_with_sizes(self.widths, 1)
-        q, k, v = q.view(shape), k.view(shape), v.view(shape)  # (T, B, H | K | K, D)
+            three = (part[name]._parameters for name in ("W_q", "W_k", "W_v"))  # noqa: SLF001
+            q, k, v = (F.linear(x, p["weight"], p["bias"]).view(shape) for p in three)
         if step.turn is not None:
             q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
         if step.cache is None:  # (B, K, T, D)
@@ -223,7 +226,10 @@ class AttentionLayer(nn.Module):
         else:  # (B, K, L, D)
             keys, values = step.cache._append(layer, k, v, step)  # noqa: SLF001
         mixed = self._attend(q, keys, values, step)  # (T * B, H * D)
-        return _linear(mixed, part["W_o"]) if self.has_output else mixed
+        if not self.has_output:
+            return mixed
+        output = part["W_o"]._parameters  # noqa: SLF001
+        return F.linear(mixed, output["weight"], output["bias"])
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: _Pass) -> Tensor:
         """Attend with queries (T, B, H, D) to keys and values (B, K, L, D)."""
@@ -260,24 +266,27 @@ class AttentionLayer(nn.Module):
 class FeedForwardLayer(nn.Module):
     """``fc2(activation(fc1(x)))``, or gated: ``fc2(activation(gate(x)) * fc1(x))``."""
 
-    def __init__(self, part: FeedForward, width: int, dropout: float) -> None:
+    def __init__(self, part: FeedForward, width: int) -> None:
         super().__init__()
         self.gate = nn.Linear(width, part.inner_dim, bias=part.input_bias) if part.gated else None
         self.fc1 = nn.Linear(width, part.inner_dim, bias=part.input_bias)
         self.fc2 = nn.Linear(part.inner_dim, width, bias=part.output_bias)
         self.gated = part.gated
         self.activation = _ACTIVATIONS[part.activation]
-        self.dropout = dropout
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: _Pass) -> Tensor:
         """Apply the part to every token of ``x`` (T * B, E)."""
         part: Any = self._modules
-        inner = _linear(x, part["fc1"])
+        first, second = part["fc1"]._parameters, part["fc2"]._parameters  # noqa: SLF001
+        inner = F.linear(x, first["weight"], first["bias"])
         if self.gated:
-            inner = self.activation(_linear(x, part["gate"])) * inner
+            gate = part["gate"]._parameters  # noqa: SLF001
+            inner = self.activation(F.linear(x, gate["weight"], gate["bias"])) * inner
         else:
             inner = self.activation(inner)
-        return _linear(_dropout(inner, self), part["fc2"])
+        if step.dropout:
+            inner = F.dropout(inner, step.dropout)
+        return F.linear(inner, second["weight"], second["bias"])
 
 
 class NormLayer(nn.Module):
@@ -302,23 +311,29 @@ class NormLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """``x + attention(norm1(x))``, then ``x + feed_forward(norm2(x))``."""
 
-    def __init__(self, spec: ModelSpec, blocks: Sequence[Any], dropout: float) -> None:
+    def __init__(self, spec: ModelSpec, blocks: Sequence[Any]) -> None:
         super().__init__()
         attention, feed_forward = blocks
         width = spec.embed_dim
         self.attention = AttentionLayer(attention.part, width)
-        self.feed_forward = FeedForwardLayer(feed_forward.part, width, dropout)
+        self.feed_forward = FeedForwardLayer(feed_forward.part, width)
         self.norm1 = None if attention.norm is None else NormLayer(attention.norm, width)
         self.norm2 = None if feed_forward.norm is None else NormLayer(feed_forward.norm, width)
-        self.dropout = dropout
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
         """Apply the layer to the new tokens ``x`` (T * B, E)."""
         part: Any = self._modules
-        mixed = part["attention"].forward(_normed(x, part.get("norm1")), step, layer)
-        x = x + _dropout(mixed, self)
-        inner = part["feed_forward"].forward(_normed(x, part.get("norm2")))
-        return x + _dropout(inner, self)
+        norm1, norm2 = part.get("norm1"), part.get("norm2")
+        normed = x if norm1 is None else norm1.forward(x)
+        mixed: Tensor = part["attention"].forward(normed, step, layer)
+        if step.dropout:
+            mixed = F.dropout(mixed, step.dropout)
+        x = x + mixed
+        normed = x if norm2 is None else norm2.forward(x)
+        inner: Tensor = part["feed_forward"].forward(normed, step)
+        if step.dropout:
+            inner = F.dropout(inner, step.dropout)
+        return x + inner
 
 
 class _Pass:
@@ -330,21 +345,31 @@ class _Pass:
         #: Tokens of each row before the pass, and new ones; T is the most of them.
         self.past: Sequence[int] = (0,) * len(counts) if cache is None else cache.lengths
         self.counts = counts
-        self.batch, self.new = len(counts), max(counts)
-        self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
-        #: The first new position of any row, and L, the most tokens that any row attends.
-        self.start, self.end = min(self.past), max(self.ends)
+        self.batch = batch = len(counts)
+        past, new = self.past[0], counts[0]
         #: Whether all rows are equally long: then no row needs a mask of its own.
-        self.uniform = len({*self.past}) == len({*counts}) == 1
+        self.uniform = self.past.count(past) == batch == counts.count(new)
+        #: The first new position of any row, and L, the most tokens that any row attends.
+        self.start, self.new, self.end = past, new, past + new
+        self.ends: tuple[int, ...] = (self.end,) * batch
+        if not self.uniform:
+            self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
+            self.start, self.new, self.end = min(self.past), max(counts), max(self.ends)
         #: Whether the new tokens attend nothing but each other: the fast path needs no mask then.
         self.alone = self.uniform and not self.start
         #: Cosines and sines of rotary positions, (T, 1, 1, D) or (T, B, 1, D).
         self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
         self.mask: Tensor | None = None
+        #: The probability that an element is dropped.
+        self.dropout = 0.0
+        #: Whether one product may give queries, keys and values.
+        self.joint = False
 
-    def hide(self, device: torch.device) -> None:
-        """Make the mask, if one is needed."""
+    def begin(self, device: torch.device, dropout: float = 0.0) -> None:
+        """Settle what is different in inference mode, and make the mask, if one is needed."""
+        self.dropout = 0.0 if torch.is_inference_mode_enabled() else dropout
+        self.joint = not (self.explicit or torch.is_grad_enabled())
         if not self.uniform:
             rows = torch.tensor(self.past, device=device)[:, None, None]
             self.mask = _causal(rows + torch.arange(self.new, device=device), self.end)
@@ -411,9 +436,7 @@ class TinyDecoder(nn.Module):
             self.token_embedding = nn.Embedding(embedding.rows.size, width)
             learned = embedding.learned_positions
             self.pos_embedding = None if learned is None else nn.Embedding(learned, width)
-            self.layers = nn.ModuleList(
-                DecoderLayer(spec, layer.blocks, dropout) for layer in layers
-            )
+            self.layers = nn.ModuleList(DecoderLayer(spec, layer.blocks) for layer in layers)
             self.norm = None if spec.final_norm is None else NormLayer(spec.final_norm, width)
             self.output_projection = nn.Linear(width, embedding.vocab_size, bias=spec.head.bias)
         if spec.head.tied:
@@ -500,10 +523,12 @@ class TinyDecoder(nn.Module):
 
     def _hidden(self, input_ids: Tensor, step: _Pass, *, last_only: bool) -> Tensor:
         """Run the layers: what the head reads of all tokens (B * T, E), or of the last (B, E)."""
-        step.hide(input_ids.device)
+        step.begin(input_ids.device, self.dropout if self.training else 0.0)
         # Tokens come first and rows second, as in the cache.
         x = torch.embedding(self._table, input_ids.t())  # (T, B, E)
-        x = _dropout(self._place(x, step), self).view(-1, x.shape[-1])  # (T * B, E)
+        x = self._place(x, step).view(-1, x.shape[-1])  # (T * B, E)
+        if step.dropout:
+            x = F.dropout(x, step.dropout)
         for index, layer in enumerate(self._decoder_layers):
             x = layer.forward(x, step, index)
         if step.cache is not None:
@@ -519,7 +544,8 @@ class TinyDecoder(nn.Module):
     def _head(self, x: Tensor, step: _Pass) -> Tensor:
         """Give the logits of what the layers left: (B, T, vocabulary), or (B, 1, vocabulary)."""
         part: Any = self._modules
-        x = _normed(x, part.get("norm"))
+        norm = part.get("norm")
+        x = x if norm is None else norm.forward(x)
         head = part["output_projection"]._parameters  # noqa: SLF001
         logits = F.linear(x, self._table if self.spec.head.tied else head["weight"], head["bias"])
         return logits.view(step.batch, -1, logits.shape[-1])
@@ -714,10 +740,10 @@ class TinyDecoder(nn.Module):
             raise InvalidValueError("input_ids", input_ids, "must be a tensor")
         if input_ids.dtype not in _TOKEN_TYPES:
             raise InvalidValueError("input_ids", input_ids.dtype, "must be of type int64 or int32")
-        shape = tuple(input_ids.shape)
+        shape = input_ids.shape
         if len(shape) != 2 or 0 in shape:
             raise InvalidValueError(
-                "input_ids", shape, "must have shape (batch, tokens), not empty"
+                "input_ids", tuple(shape), "must have shape (batch, tokens), not empty"
             )
         if input_ids.device != self._table.device:
             raise InvalidValueError("input_ids", input_ids.device, "must be on the model's device")
@@ -812,29 +838,10 @@ def _causal(queries: Tensor, keys: int) -> Tensor:
 # it: nn.Module's own ways take some microseconds, as long as a small matrix product.
 
 
-def _linear(x: Tensor, module: Any) -> Tensor:
-    held = module._parameters  # noqa: SLF001
-    return F.linear(x, held["weight"], held["bias"])
-
-
-def _normed(x: Tensor, norm: NormLayer | None) -> Tensor:
-    if norm is None:
-        return x
-    result: Tensor = norm.forward(x)
-    return result
-
-
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn each pair of elements (i, i + D / 2) of ``x`` (T, B, heads, D) by its position."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
-
-
-def _dropout(x: Tensor, module: TinyDecoder | DecoderLayer | FeedForwardLayer) -> Tensor:
-    """Drop out while training; never in generation, which runs in inference mode."""
-    if module.dropout and module.training and not torch.is_inference_mode_enabled():
-        return F.dropout(x, module.dropout)
-    return x
 
 
 def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
