@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 
@@ -83,21 +83,25 @@ class StoredTensor(Described):
     stacked: int = attrs.field(init=False, eq=False, repr=False)
     #: Whether it is a weight of several experts, which expert parallelism deals out.
     routed: bool = attrs.field(init=False, eq=False, repr=False)
-    _divided: tuple[bool, bool] = attrs.field(init=False, eq=False, repr=False)
-    _extents: tuple[int, int, int] = attrs.field(init=False, eq=False, repr=False)
+    #: What placements ask for again and again, once one has: whether ranks may hold less of the
+    #: rows and of the columns, and what `extents` gives of the whole.
+    _placed: tuple[tuple[bool, bool], tuple[int, int, int]] | None = attrs.field(
+        default=None, init=False, eq=False, repr=False
+    )
 
     def __attrs_post_init__(self) -> None:
-        routed = self.active is not None and self.path[0] != "attention"
-        stacked = int(self.active is not None and len(self.rows) == 1)
-        for name, value in (
-            ("row_factors", factors(self.rows)),
-            ("column_factors", factors(self.columns)),
-            ("stacked", stacked),
-            ("routed", routed),
-            ("_divided", (is_divided(self.rows), is_divided(self.columns))),
-        ):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_extents", self._measure(WHOLE))
+        keep = object.__setattr__
+        keep(self, "row_factors", factors(self.rows))
+        keep(self, "column_factors", factors(self.columns))
+        keep(self, "stacked", int(self.active is not None and len(self.rows) == 1))
+        keep(self, "routed", self.active is not None and self.path[0] != "attention")
+
+    @property
+    def _whole(self) -> tuple[tuple[bool, bool], tuple[int, int, int]]:
+        if self._placed is None:
+            divided = is_divided(self.rows), is_divided(self.columns)
+            object.__setattr__(self, "_placed", (divided, self._measure(WHOLE)))
+        return cast("tuple[tuple[bool, bool], tuple[int, int, int]]", self._placed)
 
     @property
     def active_factors(self) -> tuple[Factor, ...]:
@@ -114,7 +118,7 @@ class StoredTensor(Described):
         """Return the factors of the rows and of the columns that one rank holds."""
         if split is WHOLE:
             return self.row_factors, self.column_factors
-        rows, columns = self._divided
+        (rows, columns), _ = self._whole
         return (
             factors(self.rows, split) if rows else self.row_factors,
             factors(self.columns, split) if columns else self.column_factors,
@@ -122,8 +126,9 @@ class StoredTensor(Described):
 
     def extents(self, split: Split) -> tuple[int, int, int]:
         """Return how many matrices one rank holds, and the rows and columns of each."""
-        if split is WHOLE or self._divided == (False, False):
-            return self._extents
+        divided, whole = self._whole
+        if split is WHOLE or divided == (False, False):
+            return whole
         return self._measure(split)
 
     def _measure(self, split: Split) -> tuple[int, int, int]:
