@@ -83,8 +83,9 @@ class Breakdown(Generic[UnitT, ValueT]):
     """A quantity as the sum of its terms.
 
     `unit` is the unit type (`llmcalc.units.Bytes`, `Params`, `Flops` or `Seconds`), `title` says
-    what the quantity is, `terms` are the leaves. `Breakdown[Bytes]` holds integers;
-    `Breakdown[Bytes, IntArray]` is what a call with array arguments returns.
+    what the quantity is, `terms` are the leaves, or a function that gives them when they are first
+    asked for. `Breakdown[Bytes]` holds integers; `Breakdown[Bytes, IntArray]` is what a call with
+    array arguments returns.
 
     Adding breakdowns of one unit joins their terms; of different units it is an error, for mypy
     and at run time (`UnitMismatchError`). Two breakdowns are equal when unit, paths, factor names
@@ -107,11 +108,13 @@ class Breakdown(Generic[UnitT, ValueT]):
       total 4096 B
     """
 
-    __slots__ = ("_terms", "title", "unit")
+    __slots__ = ("_terms", "_total", "title", "unit")
 
     unit: type[UnitT]
     title: str
-    _terms: tuple[Term[ValueT], ...]
+    _terms: tuple[Term[ValueT], ...] | Callable[[], Iterable[Term[ValueT]]]
+    #: The total, once it was asked for, of integers; arrays could be changed afterwards.
+    _total: int | None
 
     if not TYPE_CHECKING:
 
@@ -120,10 +123,16 @@ class Breakdown(Generic[UnitT, ValueT]):
                 parameters = (parameters, int)
             return super().__class_getitem__(parameters)
 
-    def __init__(self, unit: type[UnitT], title: str, terms: Iterable[Term[ValueT]]) -> None:
+    def __init__(
+        self,
+        unit: type[UnitT],
+        title: str,
+        terms: Iterable[Term[ValueT]] | Callable[[], Iterable[Term[ValueT]]],
+    ) -> None:
         object.__setattr__(self, "unit", unit)
         object.__setattr__(self, "title", title)
-        object.__setattr__(self, "_terms", tuple(terms))
+        object.__setattr__(self, "_terms", terms if callable(terms) else tuple(terms))
+        object.__setattr__(self, "_total", None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"Breakdown is immutable: {name} cannot be set")
@@ -134,14 +143,22 @@ class Breakdown(Generic[UnitT, ValueT]):
     @property
     def terms(self) -> tuple[Term[ValueT], ...]:
         """The leaves, in the order of the model."""
-        return self._terms
+        terms = self._terms
+        if not isinstance(terms, tuple):
+            terms = tuple(terms())
+            object.__setattr__(self, "_terms", terms)
+        return terms
 
     @property
     def total(self) -> ValueT:
         """The sum of all terms: an `int`, or an array where a factor is one."""
-        total: Any = 0
-        for term in self.terms:
-            total = total + term.value
+        total: Any = self._total
+        if total is None:
+            total = 0
+            for term in self.terms:
+                total = total + term.value
+            if type(total) is int:
+                object.__setattr__(self, "_total", total)
         return cast("ValueT", total)
 
     def by(self, level: int = 0) -> Mapping[str, ValueT]:

@@ -437,7 +437,12 @@ class Rank:
         degree = self.layout.decode_context_parallel
         if degree == 1 or isinstance(cache.span, Constant):
             return slots, name
-        return share(slots, degree, self.tensor_rank % degree), f"{name} / {degree}"
+        return self.dealt(slots), f"{name} / {degree}"
+
+    def dealt(self, slots: Any) -> Any:
+        """Return how many of the slots that ranks share out it holds."""
+        degree = self.layout.decode_context_parallel
+        return share(slots, degree, self.tensor_rank % degree)
 
     def requests(self, batch: Any) -> Any:
         """Return how many of `batch` requests the rank's replica serves."""

@@ -295,17 +295,21 @@ def chosen_ranks(
     spec: ModelSpec, tensor_parallel: Int, layout: Layout | None, rank: Int | None = None
 ) -> tuple[Rank, ...]:
     """Return the rank asked for, or else those of which one holds most."""
+    place = checked_layout(tensor_parallel, layout)
+    return place.first_ranks(spec) if rank is None else (place.rank(rank, spec),)
+
+
+def checked_layout(tensor_parallel: Int, layout: Layout | None) -> Layout:
+    """Return the layout that is asked for, as it is or as a degree of tensor parallelism."""
     degree = whole_number(tensor_parallel, "tensor_parallel", minimum=1)
     if layout is None:
-        layout = ONE_DEVICE if degree == 1 else Layout(tensor_parallel=degree)
-    elif not isinstance(layout, Layout):
+        return ONE_DEVICE if degree == 1 else Layout(tensor_parallel=degree)
+    if not isinstance(layout, Layout):
         raise InvalidValueError("layout", layout, "must be a Layout")
-    elif degree != 1:
+    if degree != 1:
         rule = "must not be given beside a layout, which has its own"
         raise InvalidValueError("tensor_parallel", degree, rule)
-    if rank is None:
-        return layout.first_ranks(spec)
-    return (layout.rank(rank, spec),)
+    return layout
 
 
 def _check_blocks(
@@ -520,12 +524,13 @@ def _cache_bytes(
 ) -> Breakdown[Bytes, Any]:
     """Return what the rank holds, or of several the one that holds most, element by element."""
     pieces = cache_pieces(spec, context, elements, ranks[0], held)
-    return _held_bytes(pieces, batch, ranks)
+    return held_bytes(pieces, batch, ranks)
 
 
-def _held_bytes(
+def held_bytes(
     pieces: list[_CachePiece], batch: Any, ranks: tuple[Rank, ...]
 ) -> Breakdown[Bytes, Any]:
+    """Return what a batch holds in these pieces, on that of the ranks which holds most."""
     batch = ranks[0].requests(batch)
     one = type(batch) is int and batch == 1
     requests: tuple[Factor, ...] = () if one else ((batch, "requests"),)
@@ -563,6 +568,15 @@ def cache_pieces(
             outside = factors((tuple(outer),), split)
             pieces.append((entry, (*outside, *inside[:-1], rank.slots(cache, *slots)), inside[-1]))
     return pieces
+
+
+def slot_widths(
+    spec: ModelSpec, elements: Mapping[CacheRole, Format], rank: Rank
+) -> Iterator[tuple[Entry, Cache, int]]:
+    """Give the bytes of one slot of each cache, in one layer of a rank."""
+    pieces = cache_pieces(spec, 1, elements, rank)
+    for (entry, cache), (_, shape, size) in zip(spec.ledger.caches, pieces, strict=True):
+        yield entry, cache, prod([factor for factor, _ in shape[:-1]]) * size[0]
 
 
 def _piece_values(pieces: list[_CachePiece]) -> list[Any]:
@@ -784,7 +798,7 @@ def fit(
         device_memory=whole_number(device_memory, "device_memory"),
         held=held,
         tightest=rank,
-        cache_bytes=_held_bytes(pieces, 1, (rank,)),
+        cache_bytes=held_bytes(pieces, 1, (rank,)),
         batch=number,
         context=tokens,
         layout=rank.layout,

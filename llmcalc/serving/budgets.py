@@ -16,9 +16,8 @@ of what is free when everything else is in.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
 import attrs
 
@@ -30,8 +29,9 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
+from llmcalc.roofline.programs import remember
 from llmcalc.serving.engines import ActivationRule, Profile, check_share, profile
-from llmcalc.serving.paging import Allocation, allocate
+from llmcalc.serving.paging import Allocation, allocate, held_caches
 from llmcalc.spec.items import Linear
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, MiB, format_quantity
@@ -78,31 +78,40 @@ def loaded_weights(
     vocab_parallel_embedding and mla/common; PyTorch, ``c10/cuda/CUDACachingAllocator.cpp``.
     """
     known = profile(engine)
-    stored = memory.weight_bytes(
-        spec, weights=weights, tensor_parallel=tensor_parallel, layout=layout, rank=rank
-    )
-    degree = tensor_parallel if layout is None else layout.tensor_parallel
+    place = memory.checked_layout(tensor_parallel, layout)
+    number = None if rank is None else whole_number(rank, "rank")
     element = formats.get(dtype, "dtype")
-    terms = [Term(("weights", *term.path), term.factors) for term in stored.terms]
-    terms += _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
+    # What has no name is told apart as an object, which lives as long as what is kept.
+    rules = known.vocab_multiple, known.pool_rule, known.mxfp4_kernels
+    named = weights if type(weights) is str else id(weights)
+    key = ("loaded weights", named, id(element), rules, place, number)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        stored = memory.weight_bytes(spec, weights=weights, layout=place, rank=number)
+        terms = _loaded(spec, stored, element, known, place.tensor_parallel)
+        loaded = Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
+        found = remember(spec.ledger, key, (loaded, weights, element))
+    return cast("Breakdown[Bytes]", found[0])
+
+
+def _loaded(
+    spec: ModelSpec, stored: Breakdown[Bytes], element: Format, known: Profile, degree: int
+) -> Iterator[Term[int]]:
+    """Give what weights take, and what engines add to them."""
+    for term in stored.terms:
+        yield Term(("weights", *term.path), term.factors)
+    yield from _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
     if known.pool_rule in {"total", "static"}:  # the others compute positions when needed
-        terms += _rotary_tables(spec, element)
-    if known.pool_rule == "total":
-        terms += _absorbed_copies(stored, spec, element)
-        kernels = list(_kernels(stored, known))
-        terms += [
-            Term(
-                ("kernels", kernel.label, kernel.name),
-                (
-                    (sum(kernel.tensors) - kernel.stored, "bytes"),
-                    (kernel.experts, "experts"),
-                    (kernel.layers, "layers"),
-                ),
-            )
-            for kernel in kernels
-        ]
-        terms += _rounded_up(stored, kernels)
-    return Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
+        yield from _rotary_tables(spec, element)
+    if known.pool_rule != "total":
+        return
+    yield from _absorbed_copies(stored, spec, element)
+    kernels = list(_kernels(stored, known))
+    for kernel in kernels:
+        held = (sum(kernel.tensors) - kernel.stored, "bytes")
+        times = (kernel.experts, "experts"), (kernel.layers, "layers")
+        yield Term(("kernels", kernel.label, kernel.name), (held, *times))
+    yield from _rounded_up(stored, kernels)
 
 
 def _vocabulary_padding(
@@ -301,26 +310,27 @@ def activation_peak(
     tokens = whole_number(
         known.batched_tokens if batched_tokens is None else batched_tokens, "batched_tokens"
     )
-    where = Layout(tensor_parallel=tensor_parallel) if layout is None else layout
+    where = memory.checked_layout(tensor_parallel, layout)
     stages = where.pipeline_parallel
-    last = rank is None or rank // where.tensor_parallel % stages == stages - 1
     rows = whole_number(known.sequences if sequences is None else sequences, "sequences")
     element = formats.get(dtype, "dtype").bytes(rows=1, columns=1)
     hidden = (spec.embed_dim, "hidden")
-    expanded = _expanded_tokens(known, rows, context, block_tokens)
-    widest: list[Term[int]] = []
+    size = (element, "bytes")
+    counted = {
+        "tokens": tokens,
+        "expanded": _expanded_tokens(known, rows, context, block_tokens),
+    }
+    widest, most = (), 0
     kept: list[Term[int]] = []
-    storage = formats.scheme(weights, spec)
-    for layer in _layers(spec, where, rule, storage, tokens=tokens, expanded=expanded):
-        found = [
-            Term(("layer", layer.label, name), (*factors, (element, "bytes")))
-            for name, factors in layer.wide
-        ]
-        if sum(term.value for term in found) > sum(term.value for term in widest):
-            widest = found
-        if layer.kept:
-            buffers = Term(("experts", layer.label, "buffers"), (*layer.kept, (element, "bytes")))
-            kept = [max([*kept, buffers], key=lambda term: term.value)]
+    for label, wide, buffers in _layers(spec, where, rule, weights):
+        total = sum([counted[part.count] * part.width for part in wide])
+        if total > most:
+            most, widest = total, [(label, part) for part in wide]
+        if buffers is not None:
+            found = Term(
+                ("experts", label, "buffers"), ((tokens, "tokens"), *buffers.factors, size)
+            )
+            kept = [max([*kept, found], key=lambda term: term.value)]
     kept += [
         # hidden state and residual, kept for the next stage
         Term(
@@ -329,7 +339,13 @@ def activation_peak(
         )
     ] * (stages > 1)
     layer_terms = [
-        *widest,
+        *(
+            Term(
+                ("layer", label, part.name),
+                ((counted[part.count], "tokens"), *part.factors, size),
+            )
+            for label, part in widest
+        ),
         Term(
             ("layer", "", "hidden"),
             ((tokens, "tokens"), (rule.layer_hidden, "times"), hidden, (element, "bytes")),
@@ -337,7 +353,7 @@ def activation_peak(
         Term(("layer", "", "workspace"), ((rule.layer_constant_bytes, "bytes"),)),
     ]
     peak = Breakdown(Bytes, "Activation peak, in the widest layer", layer_terms + kept)
-    if not last:
+    if not _is_last(where, rank):
         return peak
     vocab = (spec.embedding.vocab.size, "vocab")
     chosen = min(rows, tokens)
@@ -356,6 +372,12 @@ def activation_peak(
     return other if other.total > peak.total else peak
 
 
+def _is_last(layout: Layout, rank: int | None) -> bool:
+    """Whether a rank is of the last stage, which samples; without a rank that is the one meant."""
+    stages = layout.pipeline_parallel
+    return rank is None or rank // layout.tensor_parallel % stages == stages - 1
+
+
 def _expanded_tokens(
     known: Profile, sequences: int, context: int | None, block_tokens: int | None
 ) -> int:
@@ -371,27 +393,49 @@ def _expanded_tokens(
 _MOST_EXPANDED: Final = 64 * 1024
 
 
+class _Part(NamedTuple):
+    """Intermediate results but for the element's bytes: so many `factors` for each of a count.
+
+    The count is that of the step's tokens, or of the cached ones that are expanded; `width` is the
+    product of the factors.
+    """
+
+    name: str
+    count: Literal["tokens", "expanded"]
+    width: int
+    factors: tuple[Factor, ...]
+
+
+def _part(name: str, count: Literal["tokens", "expanded"], *factors: Factor) -> _Part:
+    return _Part(name, count, prod(size for size, _ in factors), factors)
+
+
 class _Layer(NamedTuple):
     """A kind of layer: what it is called, what it computes at once, and what it keeps."""
 
     label: str
-    wide: list[tuple[str, tuple[Factor, ...]]]
-    kept: tuple[Factor, ...]
+    wide: tuple[_Part, ...]
+    kept: _Part | None
 
 
 def _layers(
-    spec: ModelSpec,
-    layout: Layout,
-    rule: ActivationRule,
-    storage: Scheme,
-    *,
-    tokens: int,
-    expanded: int,
+    spec: ModelSpec, layout: Layout, rule: ActivationRule, weights: str | Format | Scheme
+) -> tuple[_Layer, ...]:
+    """Return the intermediate results of each kind of layer, per device; kept with the model."""
+    named = weights if type(weights) is str else id(weights)
+    ranks, whole = layout.tensor_parallel, layout.expert_parallel
+    key = ("activations", named, ranks, whole, rule.layer_inner, rule.keeps_expert_buffers)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        # An expert that stands whole on one rank gets its tokens from several.
+        made = tuple(_made(spec, ranks, 1 if whole else ranks, rule, formats.scheme(weights, spec)))
+        found = remember(spec.ledger, key, (made, weights))
+    return cast("tuple[_Layer, ...]", found[0])
+
+
+def _made(
+    spec: ModelSpec, ranks: int, expert_ranks: int, rule: ActivationRule, storage: Scheme
 ) -> Iterator[_Layer]:
-    """Give the intermediate results of each kind of layer, per device and without element bytes."""
-    ranks = layout.tensor_parallel
-    # An expert that stands whole on one rank gets its tokens from several.
-    expert_ranks = 1 if layout.expert_parallel else ranks
     parts: dict[tuple[str, str], dict[str, Linear]] = {}
     for entry in spec.ledger.entries:
         if isinstance(entry.item, Linear):
@@ -402,8 +446,8 @@ def _layers(
         if tensor.routed and storage.format_of(tensor).name in _OWN_BUFFERS
     }
     for path, linears in parts.items():
-        wide: list[tuple[str, tuple[Factor, ...]]] = []
-        kept: tuple[Factor, ...] = ()
+        wide: list[_Part] = []
+        kept = None
         inner = 0
         for name, item in linears.items():
             size = prod(axis.size for axis in item.into)
@@ -413,28 +457,28 @@ def _layers(
                 width = -(-size // expert_ranks)
                 both = width * (2 if "gate" in linears else 1)
                 out = prod(axis.size for axis in item.out[0])
-                several = (tokens, "tokens"), (item.active or 0, "experts")
+                several = (item.active or 0, "experts")
                 if rule.keeps_expert_buffers and path not in transient:
-                    kept = (*several, (max(width, out) + max(both, out), "wide"))
+                    total = max(width, out) + max(both, out)
+                    kept = _part("buffers", "tokens", several, (total, "wide"))
                 else:
-                    wide.append(("experts", (*several, (max(both, out) + width, "wide"))))
+                    total = max(both, out) + width
+                    wide.append(_part("experts", "tokens", several, (total, "wide")))
             elif name == "kv_b":
-                heads = -(-item.out[0][0].size // ranks)
-                each = sum(piece[-1].size for piece in item.out)
-                wide.append(
-                    ("expanded cache", ((expanded, "tokens"), (heads, "heads"), (each, "wide")))
-                )
+                heads = (-(-item.out[0][0].size // ranks), "heads")
+                each = (sum(piece[-1].size for piece in item.out), "wide")
+                wide.append(_part("expanded cache", "expanded", heads, each))
         if inner:
-            wide.append(("inner", ((tokens, "tokens"), (rule.layer_inner * inner, "wide"))))
+            wide.append(_part("inner", "tokens", (rule.layer_inner * inner, "wide")))
         if wide or kept:
-            yield _Layer(path[1], wide, kept)
+            yield _Layer(path[1], tuple(wide), kept)
 
 
 #: Formats whose experts run in kernels that allocate their buffers themselves, and free them.
 _OWN_BUFFERS: Final = frozenset({"mxfp4"})
 
 
-@attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
+@attrs.frozen(kw_only=True, repr=False, eq=False)
 class Budget(Described):
     """What an engine subtracts from a device's memory, and the cache pool that is left.
 
@@ -454,12 +498,12 @@ class Budget(Described):
     def __bool__(self) -> bool:
         return self.fits
 
-    @cached_property
+    @property
     def weight_bytes(self) -> int:
         """What the loaded weights take."""
         return self.weights.total
 
-    @cached_property
+    @property
     def activation_bytes(self) -> int:
         """The peak of intermediate results."""
         return self.activation.total
@@ -471,7 +515,7 @@ class Budget(Described):
             return self.visible_bytes
         return int(self.visible_bytes * self.share)
 
-    @cached_property
+    @property
     def pool_bytes(self) -> int:
         """The cache pool; negative where the rest does not fit."""
         rule = self.engine.pool_rule
@@ -605,36 +649,7 @@ def budget(
     fits: the pool of 62 391 784 209 B (58.107 GiB) holds 58.11 requests of 8192 tokens
     """
     known = profile(engine)
-    if rank is None and layout is not None and layout.pipeline_parallel > 1:
-        ranks = (
-            budget(
-                spec,
-                context=context,
-                weights=weights,
-                kv=kv,
-                device=device,
-                visible_bytes=visible_bytes,
-                engine=known,
-                share=share,
-                dtype=dtype,
-                state=state,
-                index=index,
-                block_tokens=block_tokens,
-                state_blocks=state_blocks,
-                batched_tokens=batched_tokens,
-                sequences=sequences,
-                layout=layout,
-                rank=stage * layout.tensor_parallel,
-                tensor_parallel=tensor_parallel,
-                weight_bytes=weight_bytes,
-                activation_bytes=activation_bytes,
-                non_torch_bytes=non_torch_bytes,
-                graph_bytes=graph_bytes,
-            )
-            for stage in range(layout.pipeline_parallel)
-        )
-        return min(ranks, key=lambda one: (one.pool_bytes >= 0, one.concurrency or 0))
-    degree = tensor_parallel if layout is None else layout.tensor_parallel
+    place = memory.checked_layout(tensor_parallel, layout)
     if visible_bytes is None:
         if device is None:
             raise InvalidValueError("visible_bytes", None, "give it, or a device")
@@ -647,48 +662,38 @@ def budget(
     step = known.step(visible_bytes, named)
     batched_tokens = step[0] if batched_tokens is None else batched_tokens
     sequences = step[1] if sequences is None else sequences
-    loaded = (
-        loaded_weights(
-            spec,
-            weights=weights,
-            dtype=dtype,
-            engine=known,
-            tensor_parallel=tensor_parallel,
-            layout=layout,
-            rank=rank,
+    share = check_share(known.share if share is None else share, "share")
+    peaks: dict[bool, Breakdown[Bytes]] = {}  # of the last stage, and of any other one
+    requests: dict[int | None, Allocation] = {}  # by the rank that they are on
+
+    def weights_on(rank: int | None) -> Breakdown[Bytes]:
+        if weight_bytes is not None:
+            return _given("Loaded weights", weight_bytes, "weight_bytes")
+        return loaded_weights(
+            spec, weights=weights, dtype=dtype, engine=known, layout=place, rank=rank
         )
-        if weight_bytes is None
-        else _given("Loaded weights", weight_bytes, "weight_bytes")
-    )
-    if activation_bytes is not None:
-        activation = _given("Activation peak", activation_bytes, "activation_bytes")
-    elif known.pool_rule == "total":
-        activation = activation_peak(
-            spec,
-            engine=known,
-            weights=weights,
-            batched_tokens=batched_tokens,
-            sequences=sequences,
-            context=context,
-            block_tokens=block_tokens,
-            dtype=dtype,
-            tensor_parallel=tensor_parallel,
-            layout=layout,
-            rank=rank,
-        )
-    else:
-        activation = _given("Activation peak", 0, "activation_bytes")
-    return Budget(
-        engine=known,
-        visible_bytes=visible_bytes,
-        share=check_share(known.share if share is None else share, "share"),
-        weights=loaded,
-        activation=activation,
-        non_torch_bytes=_non_torch(
-            known, non_torch_bytes, degree, 1 if layout is None else layout.pipeline_parallel
-        ),
-        graph_bytes=_graphs(known, graph_bytes),
-        allocation=allocate(
+
+    def activation_on(rank: int | None) -> Breakdown[Bytes]:
+        if activation_bytes is not None or known.pool_rule != "total":
+            return _given("Activation peak", activation_bytes or 0, "activation_bytes")
+        last = _is_last(place, rank)
+        if last not in peaks:
+            peaks[last] = activation_peak(
+                spec,
+                engine=known,
+                weights=weights,
+                batched_tokens=batched_tokens,
+                sequences=sequences,
+                context=context,
+                block_tokens=block_tokens,
+                dtype=dtype,
+                layout=place,
+                rank=rank,
+            )
+        return peaks[last]
+
+    def allocation_on(rank: int | None) -> Allocation:
+        return allocate(
             spec,
             context=context,
             kv=kv,
@@ -699,11 +704,40 @@ def budget(
             block_tokens=block_tokens,
             state_blocks=state_blocks,
             batched_tokens=batched_tokens,
-            tensor_parallel=tensor_parallel,
-            layout=layout,
+            layout=place,
             rank=rank,
-        ),
+        )
+
+    def budget_on(rank: int | None, as_on: int | None) -> Budget:
+        loaded, activation = weights_on(rank), activation_on(rank)
+        if as_on not in requests:
+            requests[as_on] = allocation_on(as_on)
+        return Budget(
+            engine=known,
+            visible_bytes=visible_bytes,
+            share=share,
+            weights=loaded,
+            activation=activation,
+            non_torch_bytes=_non_torch(known, non_torch_bytes, place),
+            graph_bytes=_graphs(known, graph_bytes),
+            allocation=requests[as_on],
+        )
+
+    if rank is not None or place.pipeline_parallel == 1:
+        return budget_on(rank, rank)
+    ranks = range(0, place.pipeline_parallel * place.tensor_parallel, place.tensor_parallel)
+    alike = tuple(range(len(ranks)))
+    if known.pool_rule != "cells":
+        # Requests take as much on stages whose layers are alike.
+        alike = held_caches(spec, memory.cache_formats(kv, state, index), place, None).alike
+    stages = [budget_on(one, ranks[first]) for one, first in zip(ranks, alike, strict=True)]
+    number = min(
+        range(len(stages)),
+        key=lambda number: (stages[number].pool_bytes >= 0, stages[number].concurrency or 0),
     )
+    if alike[number] == number:
+        return stages[number]
+    return attrs.evolve(stages[number], allocation=allocation_on(ranks[number]))
 
 
 def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
@@ -711,7 +745,8 @@ def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
     return Breakdown(Bytes, title, [Term(("given", "", field), ((number, "bytes"),))])
 
 
-def _non_torch(known: Profile, given: int | None, degree: int, stages: int) -> int:
+def _non_torch(known: Profile, given: int | None, layout: Layout) -> int:
+    degree, stages = layout.tensor_parallel, layout.pipeline_parallel
     if given is not None:
         return whole_number(given, "non_torch_bytes")
     if known.pool_rule != "total":

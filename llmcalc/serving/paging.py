@@ -28,18 +28,20 @@ Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_util
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
 from llmcalc import memory
 from llmcalc.boundary import choice, whole_number
-from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format
-from llmcalc.layouts import Layout
+from llmcalc.layouts import Layout, Rank
+from llmcalc.roofline.programs import remember
 from llmcalc.serving.engines import Profile, profile
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
@@ -47,6 +49,7 @@ from llmcalc.units import Bytes, format_integer, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.memory import StateFormat
+    from llmcalc.spec.items import CacheRole
 
 __all__ = ["Allocation", "CacheGroup", "Policy", "allocate", "policies"]
 
@@ -57,9 +60,6 @@ POLICIES: Final = ("ideal", "contiguous", "paged")
 
 #: How a kind of layer holds tokens: all, a window of them, a chunk, one slot for several, a state.
 _Sort: TypeAlias = Literal["full", "window", "chunk", "compressed", "state"]
-
-#: A context at which every span but a remainder has slots.
-_LONG: Final = 2**40 - 1
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -100,8 +100,10 @@ class Allocation(Described):
 
     @property
     def request_bytes(self) -> int:
-        """What a request takes, in bytes."""
-        return self.bytes.total
+        """What a request takes, in bytes: that of its blocks, where it has some."""
+        if self.block_bytes is None or self.blocks is None:
+            return self.bytes.total
+        return self.blocks * self.block_bytes
 
     def pool_blocks(self, pool_bytes: int) -> int | None:
         """Return the blocks of a pool; `None` where there are none, or nothing is held."""
@@ -215,62 +217,47 @@ def allocate(
     """
     choice(policy, "policy", POLICIES)
     tokens = whole_number(context, "context")
+    title = f"Cache of a request, {policy}"
+    if policy == "paged":
+        known = profile(engine)
+        block = known.block_tokens if block_tokens is None else block_tokens
+        step = known.batched_tokens if batched_tokens is None else batched_tokens
+        elements = memory.cache_formats(kv, state, index)
+        place = memory.checked_layout(tensor_parallel, layout)
+        return held_caches(spec, elements, place, rank).paged(
+            tokens,
+            known,
+            block_tokens=whole_number(block, "block_tokens", minimum=1),
+            batched_tokens=whole_number(step, "batched_tokens", minimum=1),
+            state_blocks=whole_number(state_blocks, "state_blocks", minimum=1),
+        )
 
-    def held(slots: int) -> Breakdown[Bytes]:
+    replicas = memory.checked_layout(tensor_parallel, layout).data_parallel
+
+    def needed(slots: int) -> Breakdown[Bytes]:
         return memory.kv_cache_bytes(
             spec,
             context=slots,
             kv=kv,
             state=state,
             index=index,
+            batch=replicas,  # one for each
             tensor_parallel=tensor_parallel,
             layout=layout,
             rank=rank,
         )
 
-    ideal = held(tokens)
-    leaves = [Term(("ideal", *term.path), term.factors) for term in ideal.terms]
-    title = f"Cache of a request, {policy}"
-    if policy == "ideal":
-        return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
+    ideal = needed(tokens)
+    leaves = _ideal(ideal)
     if policy == "contiguous":
         reserved = tokens if max_context is None else whole_number(max_context, "max_context")
         if reserved < tokens:
             raise InvalidValueError("max_context", reserved, f"must reach context ({tokens})")
-        longest = held(reserved)
         leaves += [
             Term(("reserved", *whole.path), ((whole.value - part.value, "bytes"),))
-            for whole, part in zip(longest.terms, ideal.terms, strict=True)
+            for whole, part in zip(needed(reserved).terms, ideal.terms, strict=True)
         ]
-        return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
-    known = profile(engine)
-    block = known.block_tokens if block_tokens is None else block_tokens
-    step = known.batched_tokens if batched_tokens is None else batched_tokens
-    shards, flights = 1, known.batches_in_flight
-    if layout is not None:
-        shards = layout.decode_context_parallel
-        if flights > 1 and layout.pipeline_parallel > 1:
-            flights = layout.pipeline_parallel
-    # Where every cache holds something, its slots' sizes can be read off what is held already.
-    kinds = _kinds(spec, ideal if all(t.value for t in ideal.terms) else held(_LONG * shards))
-    plan = _Plan(
-        context=-(-tokens // shards),
-        block_tokens=whole_number(block, "block_tokens", minimum=1),
-        held_tokens=whole_number(step, "batched_tokens", minimum=1) * flights,
-        state_blocks=whole_number(state_blocks, "state_blocks", minimum=1),
-        profile=known,
-    )
-    block_bytes, blocks, groups, extra = plan.lay_out(kinds)
-    return Allocation(
-        policy=policy,
-        context=tokens,
-        bytes=Breakdown(Bytes, title, [*leaves, *extra]),
-        block_bytes=block_bytes,
-        blocks=blocks,
-        groups=groups,
-        tokens_of_blocks=known.tokens_of_blocks,
-        shards=shards,
-    )
+    return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
 
 
 def policies(
@@ -326,30 +313,111 @@ def _pool(pool_bytes: int) -> int:
     return whole_number(pool_bytes, "pool_bytes")
 
 
-def _kinds(spec: ModelSpec, long: Breakdown[Bytes]) -> list[_Kind]:
-    """Give the kinds of layers in the order in which they appear; `long` is a long request's."""
-    caches = {entry.name: cache for entry, cache in spec.ledger.caches}
+def _ideal(held: Breakdown[Bytes]) -> list[Term[int]]:
+    return [Term(("ideal", *term.path), term.factors) for term in held.terms]
+
+
+class Held:
+    """What the ranks of a layout hold of requests' caches, before their length is known.
+
+    `kinds` are the kinds of layers on each of `ranks`; of several ranks the one counts that holds
+    most. `alike` gives, for each rank, the first one with the same kinds.
+    """
+
+    __slots__ = ("_elements", "_spec", "alike", "kinds", "ranks")
+
+    def __init__(
+        self, spec: ModelSpec, elements: Mapping[CacheRole, Format], ranks: tuple[Rank, ...]
+    ) -> None:
+        self._spec, self._elements, self.ranks = spec, elements, ranks
+        self.kinds = tuple(_kinds(spec, elements, rank) for rank in ranks)
+        self.alike = tuple(map(self.kinds.index, self.kinds))
+
+    def paged(
+        self,
+        context: int,
+        engine: Profile,
+        *,
+        block_tokens: int,
+        batched_tokens: int,
+        state_blocks: int,
+    ) -> Allocation:
+        """Return what a request takes in blocks."""
+        number, spec, elements = self._most(context), self._spec, self._elements
+        rank, kinds = self.ranks[number], self.kinds[number]
+        layout, flights = rank.layout, engine.batches_in_flight
+        if flights > 1 and layout.pipeline_parallel > 1:
+            flights = layout.pipeline_parallel
+        shards = layout.decode_context_parallel
+        plan = _Plan(
+            context=context,
+            share=rank.dealt,
+            ranks=shards,
+            block_tokens=block_tokens,
+            held_tokens=batched_tokens * flights,
+            state_blocks=state_blocks,
+            profile=engine,
+        )
+        placed = plan.lay_out(kinds)
+
+        def leaves() -> list[Term[int]]:
+            pieces = memory.cache_pieces(spec, context, elements, rank)
+            ideal = memory.held_bytes(pieces, layout.data_parallel, (rank,))
+            return [*_ideal(ideal), *placed.wasted()]
+
+        return Allocation(
+            policy="paged",
+            context=context,
+            bytes=Breakdown(Bytes, "Cache of a request, paged", leaves),
+            block_bytes=placed.block_bytes,
+            blocks=placed.blocks,
+            groups=placed.groups,
+            tokens_of_blocks=engine.tokens_of_blocks,
+            shards=shards,
+        )
+
+    def _most(self, context: int) -> int:
+        """Return which of the ranks holds most."""
+        if len(self.ranks) == 1:
+            return 0
+        pieces = memory.cache_pieces(self._spec, context, self._elements, self.ranks[0])
+        totals = memory.request_totals(pieces, self.ranks)
+        return totals.index(max(totals))
+
+
+def held_caches(
+    spec: ModelSpec, elements: Mapping[CacheRole, Format], layout: Layout, rank: int | None
+) -> Held:
+    """Return what ranks hold; it is kept with the model, because it is the same for all requests.
+
+    Formats are told apart as objects, which live as long as what is kept.
+    """
+    number = None if rank is None else whole_number(rank, "rank")
+    key = ("held caches", *map(id, elements.values()), layout, number)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        ranks = layout.first_ranks(spec) if number is None else (layout.rank(number, spec),)
+        found = remember(spec.ledger, key, Held(spec, elements, ranks))
+    return cast("Held", found)
+
+
+def _kinds(spec: ModelSpec, elements: Mapping[CacheRole, Format], rank: Rank) -> list[_Kind]:
+    """Give the kinds of layers on a rank in the order in which they appear."""
     found: dict[tuple[str, str, str, _Sort, int], tuple[int, int]] = {}
     latents = {
         (*entry.name[:2], *_sort(cache.span))
         for entry, cache in spec.ledger.caches
         if cache.role == "latent"
     }
-    for term in long.terms:
-        cache = caches[term.path]
-        span = cache.span
-        sort, size = _sort(span)
-        layers, slots = 1, 1
-        for value, name in term.factors:
-            if name in {"layers", "uses"}:
-                layers *= value
-            elif name.startswith(span.slot_name):
-                slots = value
-        one = term.value // (slots * layers) if slots else 0
-        if isinstance(span, Remainder):
-            one *= span.size - 1
+    for entry, cache, width in memory.slot_widths(spec, elements, rank):
+        layers = rank.stage.count(entry.place)
+        if not layers:
+            continue
+        layers *= prod(value for value, _ in entry.times[1:])
+        sort, size = _sort(cache.span)
+        one = width * (cache.span.size - 1 if isinstance(cache.span, Remainder) else 1)
         purpose = "index" if cache.role == "index" else "state" if sort == "state" else "kv"
-        key = (term.path[0], term.path[1], purpose, sort, size)
+        key = (*entry.path, purpose, sort, size)
         bytes_so_far, _ = found.get(key, (0, layers))
         found[key] = bytes_so_far + one, layers
     merged: dict[tuple[_Sort, int, int], _Kind] = {}
@@ -385,25 +453,35 @@ def _name(sort: _Sort, size: int) -> str:
     return sort if sort in {"full", "state"} else f"{sort} {size}"
 
 
+class _Placed(NamedTuple):
+    """What a block takes, the blocks of a request, the groups, and what makes what is wasted."""
+
+    block_bytes: int | None
+    blocks: int | None
+    groups: tuple[CacheGroup, ...]
+    wasted: Callable[[], list[Term[int]]]
+
+
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class _Plan(Described):
     """How an engine lays out the kinds of layers for requests of `context` tokens.
 
-    A windowed layer holds `held_tokens` beside its window.
+    A windowed layer holds `held_tokens` beside its window. Where several ranks share out the slots,
+    all take as many blocks as the first one needs, and `share` gives what the rank itself needs.
     """
 
     context: int
+    share: Callable[[int], int]
+    ranks: int
     block_tokens: int
     held_tokens: int
     state_blocks: int
     profile: Profile
 
-    def lay_out(
-        self, kinds: list[_Kind]
-    ) -> tuple[int | None, int | None, tuple[CacheGroup, ...], list[Term[int]]]:
-        """Return what a block takes, the blocks of a request, the groups, and what is wasted."""
+    def lay_out(self, kinds: list[_Kind]) -> _Placed:
+        """Return the blocks of a request, and how they are made up."""
         if not kinds:
-            return None, None, (), []
+            return _Placed(None, None, (), list)
         if len({kind.alike for kind in kinds}) == 1:
             return self._uniform(kinds)
         states = any(kind.sort == "state" for kind in kinds)
@@ -447,14 +525,16 @@ class _Plan(Described):
 
         With `whole`, a window is not dropped: all layers share one block table.
         """
-        context = self.context
         if kind.sort == "state":
             return 1, self.state_blocks, self.state_blocks
+        context = -(-self.context // self.ranks)
         if kind.sort == "compressed":
-            needed = context // kind.size
+            needed = self.share(self.context // kind.size)
             return needed, needed, -(-context // tokens)
-        needed = context if kind.sort == "full" else min(kind.size, context)
-        held = context
+        if kind.sort == "full":
+            needed = self.share(self.context)
+            return needed, needed, -(-context // tokens)
+        needed, held = self.share(min(kind.size, self.context)), context
         if kind.sort == "window" and not whole:
             held = min(kind.size - 1 + self.held_tokens, context)
         elif kind.sort == "chunk" and not whole:
@@ -464,9 +544,7 @@ class _Plan(Described):
             blocks += 1
         return needed, held, blocks
 
-    def _wasted(
-        self, kind: _Kind, tokens: int, *, whole: bool, each: Iterable[Factor] = ()
-    ) -> list[Term[int]]:
+    def _wasted(self, kind: _Kind, tokens: int, *, whole: bool) -> list[Term[int]]:
         """Return what the blocks of one kind hold beyond what is needed."""
         if kind.sort == "state":
             more = self.state_blocks - 1
@@ -474,12 +552,8 @@ class _Plan(Described):
             return [Term(("window slack", kind.label), copies)] if more else []
         needed, held, blocks = self._held(kind, tokens, whole=whole)
         size = tokens // kind.size if kind.sort == "compressed" else tokens
-        filled = -(-held // size)
-        layers: tuple[Factor, ...] = (
-            (kind.layers, "layers"),
-            (kind.slot_bytes, "bytes"),
-            *each,
-        )
+        filled = blocks if kind.sort == "full" else -(-held // size)
+        layers = (kind.layers, "layers"), (kind.slot_bytes, "bytes")
         wasted = [
             Term(
                 ("last-block waste", kind.label),
@@ -491,9 +565,7 @@ class _Plan(Described):
             wasted.append(Term(("window slack", kind.label), ((slack, "tokens"), *layers)))
         return wasted
 
-    def _uniform(
-        self, kinds: list[_Kind]
-    ) -> tuple[int, int, tuple[CacheGroup, ...], list[Term[int]]]:
+    def _uniform(self, kinds: list[_Kind]) -> _Placed:
         """Lay out layers that all share one block table."""
         tokens = max(self._blocks(kinds))
         whole = len({kind.alike for kind in kinds}) > 1
@@ -513,12 +585,13 @@ class _Plan(Described):
             )
             for number, kind in enumerate(kinds)
         )
-        wasted = [term for kind in kinds for term in self._wasted(kind, tokens, whole=whole)]
-        return block_bytes, blocks, groups, wasted
 
-    def _grouped(
-        self, kinds: list[_Kind], blocks: list[int], page: int
-    ) -> tuple[int, int, tuple[CacheGroup, ...], list[Term[int]]]:
+        def wasted() -> list[Term[int]]:
+            return [term for kind in kinds for term in self._wasted(kind, tokens, whole=whole)]
+
+        return _Placed(block_bytes, blocks, groups, wasted)
+
+    def _grouped(self, kinds: list[_Kind], blocks: list[int], page: int) -> _Placed:
         """Lay out groups of as many layers each, whose blocks all have one size."""
         fewest = min(kind.layers for kind in kinds)
         most = max(kind.layers for kind in kinds)
@@ -526,28 +599,31 @@ class _Plan(Described):
         # the larger one.
         evened = 100 * most < (100 + self.profile.evened_groups_percent) * fewest
         size = most if evened else fewest
-        groups: list[CacheGroup] = []
-        wasted: list[Term[int]] = []
-        padding: list[Term[int]] = []
+        groups = []
         for kind, tokens in zip(kinds, blocks, strict=True):
             _, _, needed = self._held(kind, tokens, whole=False)
-            count = -(-kind.layers // size)
             groups.append(
                 CacheGroup(
                     label=kind.label,
                     layers=kind.layers,
                     layers_per_group=size,
-                    count=count,
+                    count=-(-kind.layers // size),
                     block_tokens=None if kind.sort == "state" else tokens,
                     page_bytes=page,
                     blocks=needed,
                 )
             )
-            wasted += self._wasted(kind, tokens, whole=False)
-            empty = count * size * page - kind.layers * self._page(kind, tokens)
-            if empty:
-                padding.append(
-                    Term(("group padding", kind.label), ((needed, "blocks"), (empty, "bytes")))
-                )
-        total = sum(group.count * group.blocks for group in groups)
-        return size * page, total, tuple(groups), [*wasted, *padding]
+
+        def wasted() -> list[Term[int]]:
+            found: list[Term[int]] = []
+            padding: list[Term[int]] = []
+            for kind, tokens, group in zip(kinds, blocks, groups, strict=True):
+                found += self._wasted(kind, tokens, whole=False)
+                empty = group.count * size * page - kind.layers * self._page(kind, tokens)
+                if empty:
+                    factors = (group.blocks, "blocks"), (empty, "bytes")
+                    padding.append(Term(("group padding", kind.label), factors))
+            return found + padding
+
+        total = sum([group.count * group.blocks for group in groups])
+        return _Placed(size * page, total, tuple(groups), wasted)

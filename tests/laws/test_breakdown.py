@@ -21,6 +21,23 @@ from llmcalc.units import Bytes, Params
 from tests.laws.test_memory import tiny
 
 
+def test_terms_that_are_made_when_asked_for_are_made_once() -> None:
+    calls = []
+
+    def make() -> list[Term[int]]:
+        calls.append(1)
+        return [Term(("cache", "k"), ((2, "heads"), (3, "bytes")))]
+
+    deferred, made = Breakdown(Bytes, "Cache", make), Breakdown(Bytes, "Cache", make())
+    assert not calls[1:]
+    assert deferred.total == made.total == 6
+    assert deferred.total == 6
+    assert deferred == made
+    assert deferred.explain() == made.explain()
+    assert pickle.loads(pickle.dumps(deferred)) == made  # noqa: S301  # its own
+    assert len(calls) == 2
+
+
 def recomputed(explained: str) -> list[tuple[int, int]]:
     """Read a printed working back: (product of the printed factors, printed value) a line."""
     lines = []

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
-from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, load_model, memory, serving
+from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, formats, load_model, memory, serving
 from llmcalc.errors import UnknownNameError
+from llmcalc.formats import Coverage, Rule
 from llmcalc.serving.logs import EngineLog
 from llmcalc.strategies import dense_specs
 from tests.truth import rows
@@ -263,6 +264,42 @@ def test_decode_context_parallelism_shares_the_slots(
     assert request.tokens(2**40) == (request.pool_blocks(2**40) or 0) * 16 * degree
 
 
+@pytest.mark.parametrize("name", ["deepseek-ai/DeepSeek-V3", "google/gemma-3-1b-it"])
+@given(CONTEXTS, BLOCKS, STEPS, st.integers(0, 7))
+@example(17, 16, 512, 3)
+def test_ranks_that_share_out_slots_take_as_many_blocks(
+    name: str, context: int, block: int, step: int, rank: int
+) -> None:
+    spec, layout = load_model(name), Layout(tensor_parallel=8, decode_context_parallel=4)
+    request = serving.allocate(
+        spec, context=context, kv="bf16", block_tokens=block, batched_tokens=step,
+        layout=layout, rank=rank,
+    )  # fmt: skip
+    ideal = memory.kv_cache_bytes(spec, context=context, kv="bf16", layout=layout, rank=rank)
+    leaves = request.bytes.by()
+    assert all(value >= 0 for value in leaves.values())
+    assert leaves["ideal"] == ideal.total
+    assert sum(leaves.values()) == request.request_bytes
+    first = serving.allocate(
+        spec, context=context, kv="bf16", block_tokens=block, batched_tokens=step, layout=layout
+    )
+    assert (request.blocks, request.block_bytes) == (first.blocks, first.block_bytes)
+
+
+@pytest.mark.parametrize("policy", ["ideal", "contiguous", "paged"])
+def test_replicas_hold_requests_alike(policy: Any) -> None:
+    layout = Layout(tensor_parallel=2, data_parallel=2)
+    first, last = (
+        serving.allocate(
+            LLAMA, context=1000, kv="bf16", policy=policy, max_context=2000, layout=layout,
+            rank=rank,
+        )
+        for rank in (0, 3)
+    )  # fmt: skip
+    assert first.bytes.total == last.bytes.total > 0
+    assert first.blocks == last.blocks
+
+
 def test_nothing_held_is_no_limit() -> None:
     spec = load_model("state-spaces/mamba-130m-hf")
     request = serving.allocate(spec, context=1000, kv="bf16")
@@ -421,6 +458,42 @@ def test_of_a_pipeline_the_stage_with_the_least_decides() -> None:
     assert answer.concurrency == min(stage.concurrency or 0 for stage in stages)
     # The sampler stands on the last stage only.
     assert stages[0].activation_bytes < stages[3].activation_bytes
+
+
+@pytest.mark.parametrize("name", ["deepseek-ai/DeepSeek-V3", "google/gemma-3-27b-it"])
+@pytest.mark.parametrize("weights", ["bf16", "fp8-block128", "Q4_K_M"])
+def test_what_is_kept_with_a_model_changes_no_budget(name: str, weights: str) -> None:
+    used = load_model(name)
+    layouts = (
+        Layout(),
+        Layout(tensor_parallel=2),
+        Layout(tensor_parallel=2, pipeline_parallel=2),
+        Layout(pipeline_parallel=4),
+    )
+    for engine in ("vllm-0.11", "vllm-0.19"):
+        for layout in layouts:
+            for context in (1000, 8192):
+                arguments: dict[str, Any] = {
+                    "context": context, "weights": weights, "kv": "fp8", "engine": engine,
+                    "visible_bytes": 600 * GiB, "layout": layout,
+                }  # fmt: skip
+                fresh = attrs.evolve(used)
+                assert fresh.ledger is not used.ledger
+                answer = serving.budget(used, **arguments)
+                again = serving.budget(fresh, **arguments)
+                assert answer == again
+                assert answer.explain() == again.explain()
+                assert answer.allocation.explain() == again.allocation.explain()
+
+
+def test_formats_of_the_same_name_are_told_apart() -> None:
+    def own(size: int) -> Coverage:
+        bits = formats.packed_integers("own", bits=size, group=128)
+        rules = (Rule(format=bits),)
+        return Coverage(name="own", wide=formats.get("bf16"), rules=rules)
+
+    four, eight = (_budget(weights=own(size)).weight_bytes for size in (4, 8))
+    assert four < 0.7 * eight
 
 
 def test_engines_take_their_share_elsewhere() -> None:
