@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
 
 import attrs
 
@@ -56,6 +56,7 @@ from llmcalc.boundary import (
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
+from llmcalc.formats import Uniform
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
 from llmcalc.spec.axes import WHOLE, Axes, Axis, factors
 from llmcalc.spec.items import Cache, CacheRole
@@ -284,11 +285,13 @@ def weight_bytes(
     >>> memory.weight_bytes(llama, weights="bf16", tensor_parallel=2).total
     8030527488
     """
-    storage = formats.scheme(weights, spec)
-    ranks = chosen_ranks(spec, tensor_parallel, layout, rank)
-    held = Weights(spec, storage, ranks[0])
-    most = max(ranks, key=lambda one: held.total(one.stage)) if len(ranks) > 1 else ranks[0]
-    return held.breakdown(most)
+    if rank is not None:
+        storage = formats.scheme(weights, spec)
+        [one] = chosen_ranks(spec, tensor_parallel, layout, rank)
+        return Weights(spec, storage, one).breakdown(one)
+    placed = _placed(spec, weights, tensor_parallel, layout)
+    most = placed.totals.index(max(placed.totals))
+    return placed.weights.breakdown(placed.ranks[most])
 
 
 def chosen_ranks(
@@ -400,6 +403,36 @@ class Weights:
             ]
         title = f"Weights of {self._spec.name} in {self._storage.name}{rank.title}"
         return Breakdown(Bytes, title, terms)
+
+
+class _Placed(NamedTuple):
+    """The first rank of each stage, their weights, and the bytes of these."""
+
+    ranks: tuple[Rank, ...]
+    weights: Weights
+    totals: tuple[int, ...]
+    #: What the weights are in, whose identity is part of the key that this is kept under.
+    storage: Format | Scheme
+
+
+def _placed(
+    spec: ModelSpec,
+    weights: str | Format | Scheme,
+    tensor_parallel: Int,
+    layout: Layout | None,
+) -> _Placed:
+    """Return the weights on a layout; they are kept with the model."""
+    storage = formats.scheme(weights, spec)
+    place = checked_layout(tensor_parallel, layout)
+    told_apart = storage.format if type(storage) is Uniform else storage
+    key = ("weights", id(told_apart), place)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        ranks = place.first_ranks(spec)
+        held = Weights(spec, storage, ranks[0])
+        totals = tuple(held.total(rank.stage) for rank in ranks)
+        found = spec.ledger.keep(key, _Placed(ranks, held, totals, told_apart))
+    return cast("_Placed", found)
 
 
 @overload
@@ -780,17 +813,14 @@ def fit(
     ... ).short_bytes
     7604805632
     """
-    storage = formats.scheme(weights, spec)
     elements = cache_formats(kv, state, index)
-    ranks = chosen_ranks(spec, tensor_parallel, layout)
+    ranks, held, totals, _ = _placed(spec, weights, tensor_parallel, layout)
     tokens = whole_number(context, "context")
     number = whole_number(batch, "batch")
     stages: tuple[tuple[int, int], ...] = ()
-    held = Weights(spec, storage, ranks[0])
     pieces = cache_pieces(spec, tokens, elements, ranks[0])
     rank = ranks[0]
     if len(ranks) > 1:
-        totals = [held.total(rank.stage) for rank in ranks]
         stages = tuple(zip(totals, request_totals(pieces, ranks), strict=True))
         needed = [weights + rank.requests(number) * request for weights, request in stages]
         rank = ranks[needed.index(max(needed))]
@@ -873,8 +903,7 @@ def needed_bytes(
     >>> memory.needed_bytes(llama, context=1024, batch=8, weights="bf16", kv="bf16")
     17134264320
     """
-    ranks = chosen_ranks(spec, tensor_parallel, layout)
-    totals = _all_weights(spec, weights, ranks)
+    ranks, _, totals, _ = _placed(spec, weights, tensor_parallel, layout)
     elements = cache_formats(kv, state, index)
 
     def fold(context: Any, batch: Any) -> list[Any]:
@@ -1017,8 +1046,7 @@ def _max_batch_sizes(
 ) -> IntArray:
     import numpy as np
 
-    ranks = chosen_ranks(spec, tensor_parallel, layout)
-    totals = _all_weights(spec, weights, ranks)
+    ranks, _, totals, _ = _placed(spec, weights, tensor_parallel, layout)
     elements = cache_formats(kv, state, index)
 
     def fold(device_memory: Any, context: Any) -> tuple[list[Any], list[Any]]:
@@ -1042,15 +1070,6 @@ def _max_batch_sizes(
         sizes = sizes.astype(np.object_)
         sizes[unlimited] = None
     return sizes
-
-
-def _all_weights(
-    spec: ModelSpec, weights: str | Format | Scheme, ranks: tuple[Rank, ...]
-) -> list[int]:
-    """Return the bytes of the weights on each of the ranks."""
-    storage = formats.scheme(weights, spec)
-    held = Weights(spec, storage, ranks[0])
-    return [held.total(rank.stage) for rank in ranks]
 
 
 class ContextLimit(int):
@@ -1151,8 +1170,7 @@ def max_context(
     (6660, 'memory')
     """
     elements = cache_formats(kv, state, index)
-    ranks = chosen_ranks(spec, tensor_parallel, layout)
-    totals = _all_weights(spec, weights, ranks)
+    ranks, _, totals, _ = _placed(spec, weights, tensor_parallel, layout)
 
     def longest(device_memory: int, batch: int) -> ContextLimit | None:
         def fits(tokens: int) -> bool:

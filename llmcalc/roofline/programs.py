@@ -5,8 +5,7 @@
 * `Program`: the pieces of a fold, with their sums.
 * `StepBreakdown`: a program's breakdown for a workload; `ArrayTerm`: its terms for arrays.
 * `Largest`: the breakdown of one of several programs.
-* `keep`: keep a program with its model's ledger; `remember`: keep something else there. Nothing
-  is kept that depends on a workload.
+* `keep`: keep a program with its model's ledger.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, cast
 
 import attrs
 
@@ -33,10 +32,7 @@ __all__ = [
     "Program",
     "StepBreakdown",
     "keep",
-    "remember",
 ]
-
-T = TypeVar("T")
 
 #: An item of a step: group, layer label and name.
 ItemKey: TypeAlias = tuple[str, ...]
@@ -217,10 +213,6 @@ class Largest:
         return StepBreakdown(unit, f"{title}{share.title}", program, workload(share))
 
 
-#: So much is kept for a model, the latest of it.
-_MOST_KEPT: Final = 64
-
-
 def keep(
     ledger: Ledger, key: Hashable, pieces: Iterable[Piece], conventions: object = None
 ) -> Program:
@@ -228,13 +220,4 @@ def keep(
 
     `conventions` hold the objects whose identity is part of the key, and live as long.
     """
-    return remember(ledger, key, Program(pieces, conventions))
-
-
-def remember(ledger: Ledger, key: Hashable, found: T) -> T:
-    """Return what was found out about a model, kept with the ledger under a key that states it."""
-    kept = ledger.programs
-    for oldest in list(kept)[: max(0, len(kept) + 1 - _MOST_KEPT)]:
-        kept.pop(oldest, None)  # which another thread may have dropped
-    kept[key] = found
-    return found
+    return ledger.keep(key, Program(pieces, conventions))

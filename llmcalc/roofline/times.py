@@ -37,7 +37,7 @@ from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
 from llmcalc.roofline.communication import Collective, exchanges, of_step
 from llmcalc.roofline.counts import ExpertReads, Requests, Workload, broadcast
 from llmcalc.roofline.products import products
-from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown, remember
+from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown
 from llmcalc.roofline.shares import shares_of
 from llmcalc.roofline.traffic import conventions_of, moves
 from llmcalc.spec.ledger import ONE_ROW
@@ -416,7 +416,7 @@ def _main_format(spec: ModelSpec, scheme: Scheme, weights: str | Format | Scheme
             for format, layers in scheme.formats_of(tensor):
                 elements[format] = elements.get(format, 0) + layers * each
         most = max(elements, key=elements.__getitem__, default=None)
-        found = remember(spec.ledger, key, (most, scheme))
+        found = spec.ledger.keep(key, (most, scheme))
     return cast("Format", found[0] or formats.get("bf16"))
 
 

@@ -29,7 +29,6 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
-from llmcalc.roofline.programs import remember
 from llmcalc.serving.engines import ActivationRule, Profile, check_share, profile
 from llmcalc.serving.paging import Allocation, allocate, held_caches
 from llmcalc.spec.items import Linear
@@ -90,7 +89,7 @@ def loaded_weights(
         stored = memory.weight_bytes(spec, weights=weights, layout=place, rank=number)
         terms = _loaded(spec, stored, element, known, place.tensor_parallel)
         loaded = Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
-        found = remember(spec.ledger, key, (loaded, weights, element))
+        found = spec.ledger.keep(key, (loaded, weights, element))
     return cast("Breakdown[Bytes]", found[0])
 
 
@@ -429,7 +428,7 @@ def _layers(
     if found is None:
         # An expert that stands whole on one rank gets its tokens from several.
         made = tuple(_made(spec, ranks, 1 if whole else ranks, rule, formats.scheme(weights, spec)))
-        found = remember(spec.ledger, key, (made, weights))
+        found = spec.ledger.keep(key, (made, weights))
     return cast("tuple[_Layer, ...]", found[0])
 
 

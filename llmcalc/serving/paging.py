@@ -41,7 +41,6 @@ from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format
 from llmcalc.layouts import Layout, Rank
-from llmcalc.roofline.programs import remember
 from llmcalc.serving.engines import Profile, profile
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
@@ -397,7 +396,7 @@ def held_caches(
     found = spec.ledger.programs.get(key)
     if found is None:
         ranks = layout.first_ranks(spec) if number is None else (layout.rank(number, spec),)
-        found = remember(spec.ledger, key, Held(spec, elements, ranks))
+        found = spec.ledger.keep(key, Held(spec, elements, ranks))
     return cast("Held", found)
 
 

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal, TypeAlias, cast
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -146,13 +146,19 @@ class StoredTensor(Described):
 ONE_ROW: tuple[Axes, ...] = ((),)
 
 
+#: So much is kept for a model.
+_MOST_KEPT: Final = 64
+
+T = TypeVar("T")
+
+
 class Ledger:
     """The entries of one model; `tensors` are its distinct stored weights.
 
     `buffers` are stored with them and are no parameters. `caches` are the caches that a request
     holds; `cache_reads` also those that a layer reads and another one holds. `schemes` keeps what
-    `llmcalc.formats.scheme` found out about the modules, `programs` what the folds of
-    `llmcalc.roofline` prepare before a workload is known.
+    `llmcalc.formats.scheme` found out about the modules, `programs` what folds prepare before a
+    workload is known (`keep`).
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -190,6 +196,17 @@ class Ledger:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Ledger, (self.entries,)
+
+    def keep(self, key: Hashable, found: T) -> T:
+        """Return what was found out about the model, kept under a key that states all of it.
+
+        Nothing is kept that depends on a workload, and only the latest of it.
+        """
+        kept = self.programs
+        for oldest in list(kept)[: max(0, len(kept) + 1 - _MOST_KEPT)]:
+            kept.pop(oldest, None)  # which another thread may have dropped
+        kept[key] = found
+        return found
 
     @property
     def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
