@@ -7,9 +7,13 @@ The rules are those of ``llama_tensor_get_type_impl`` in llama.cpp's ``src/llama
 (commit 007dbbf): a tensor's format depends on its role, on its layer's number, on the query heads
 that share a KV head and on the number of experts. Vectors, convolutions and routers are float32.
 
-Not modelled: the rules of Falcon's architecture alone; query, key and value matrices that
-llama.cpp stores as one for some architectures; the second matrix of a latent attention, which
-llama.cpp stores as two.
+Queries, keys and values that are stored as one matrix have the format that llama.cpp gave them
+until it sorted tensors into categories (``tensor_get_category``, 2026), and published files have.
+Since then they have that of a value matrix: the same in most mixes to a thousandth of the file,
+but wider in Q2_K and narrower in Q5_K_M.
+
+Not modelled: the rules of Falcon's architecture alone; the second matrix of a latent attention,
+which llama.cpp stores as two.
 """
 
 from __future__ import annotations
@@ -167,6 +171,16 @@ def _query(facts: _Facts, _number: int) -> str:
     return {"IQ3_XS": "IQ3_XXS", "IQ3_XXS": "IQ2_S"}.get(facts.mix, facts.default)
 
 
+def _fused(facts: _Facts, _number: int) -> str:
+    """Give the format of queries, keys and values that are one matrix."""
+    chosen = {
+        **dict.fromkeys(("Q3_K_M", "Q3_K_L", "IQ3_M"), "Q4_K"),
+        "Q4_K_M": "Q5_K",
+        "Q5_K_M": "Q6_K",
+    }
+    return chosen.get(facts.mix, facts.default)
+
+
 def _output(facts: _Facts, _number: int) -> str:
     """Give the format of the attention's output projection."""
     mix = facts.mix
@@ -187,7 +201,10 @@ def _output(facts: _Facts, _number: int) -> str:
 
 
 def _down(facts: _Facts, number: int) -> str:
-    """Give the format of a feed-forward's last matrix."""
+    """Give the format of a feed-forward's last matrix.
+
+    `number` is that of the layer, which mixes of two bits or less count by such matrices.
+    """
     mix, layers = facts.mix, facts.layers
     first_eighth = number < layers // 8
     more = use_more_bits(number, layers)
@@ -240,7 +257,12 @@ class _Mix(Scheme):
     name: str
     facts: _Facts
     numbers: Mapping[str, tuple[int, ...]] = attrs.field(eq=False, repr=False)
+    #: The place of a layer's value matrix among all, and of a last matrix of a feed-forward or of
+    #: experts, or of shared experts.
     ordinals: Mapping[int, int] = attrs.field(eq=False, repr=False)
+    downs: Mapping[tuple[int, bool], int] = attrs.field(eq=False, repr=False)
+    #: Labels of the layers whose queries, keys and values are one matrix.
+    fused: frozenset[str] = attrs.field(eq=False, repr=False)
     _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
         init=False, eq=False, repr=False, factory=dict
     )
@@ -273,13 +295,19 @@ class _Mix(Scheme):
         if group == "head" and name == "output.weight":
             return ((self._fitting(tensor, self._head(tensor)), number),)
         role = _ROLES.get((group, name))
+        if tensor.path[1] in self.fused and role in {_query, _key, _value}:
+            role = _fused
         fixed = self.name == "MXFP4_MOE" or self.facts.default in _FLOATS
         if role is None or fixed or not tensor.times:
             return ((self._fitting(tensor, self._other(tensor)), number),)
         chosen = self._layered.setdefault(tensor.path, {})
         for layer in layers:
             if layer not in chosen:
-                place = self.ordinals.get(layer, layer) if role is _value else layer
+                place = layer
+                if role is _value:
+                    place = self.ordinals.get(layer, layer)
+                elif role is _down and self.name in _TINY:
+                    place = self.downs[layer, name.startswith("shared.")]
                 chosen[layer] = self._fitting(tensor, role(self.facts, place))
         return counted(chosen[layer] for layer in layers)
 
@@ -336,6 +364,12 @@ def mix(name: str, spec: ModelSpec) -> Scheme:
         if tensor.path[0] == "attention" and tensor.path[2] == "v.weight" and tensor.times
         for layer in numbers[tensor.path[1]]
     )
+    downs = sorted(
+        (layer, tensor.path[2].startswith("shared."))
+        for tensor in spec.ledger.tensors
+        if _ROLES.get((tensor.path[0], tensor.path[-1])) is _down and tensor.times
+        for layer in numbers[tensor.path[1]]
+    )
     parts = [part for run in spec.layers for part in run.layer.parts]
     attention = next((part for part in parts if hasattr(part, "query_heads")), None)
     kv_heads = getattr(attention, "kv_heads", 0)
@@ -350,4 +384,16 @@ def mix(name: str, spec: ModelSpec) -> Scheme:
         tied=spec.head.tied,
     )
     ordinals = {layer: place for place, layer in enumerate(with_values)}
-    return _Mix(name=proper, facts=facts, numbers=numbers, ordinals=ordinals)
+    fused = frozenset(
+        run.label
+        for run in spec.layers
+        if any(getattr(part, "fused", False) for part in run.layer.parts)
+    )
+    return _Mix(
+        name=proper,
+        facts=facts,
+        numbers=numbers,
+        ordinals=ordinals,
+        downs={place: number for number, place in enumerate(downs)},
+        fused=fused,
+    )

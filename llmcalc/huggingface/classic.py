@@ -15,6 +15,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
 from llmcalc.huggingface.reading import (
     FULL,
+    FUSED,
     SLIDING,
     activation,
     assemble,
@@ -450,6 +451,7 @@ def _attention(
         rotary=positions,
         span=span,
         alibi=alibi,
+        fused=config.model_type in FUSED,
     )
 
 

@@ -96,6 +96,16 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+#: The models whose files, those of llama.cpp too, have queries, keys and values as one matrix.
+#: Source: llama.cpp, ``gguf-py/gguf/tensor_mapping.py`` (``ATTN_QKV``).
+FUSED: Final = frozenset(
+    (
+        *("bloom", "chatglm", "dbrx", "falcon", "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neox"),
+        *("mpt", "persimmon", "phi3", "qwen"),
+    )
+)
+
+
 def attention(
     config: Config,
     *,
@@ -136,6 +146,7 @@ def attention(
         span=span,
         query_norm=query_norm,
         key_norm=key_norm,
+        fused=config.model_type in FUSED,
         **options,
     )
 

@@ -52,7 +52,7 @@ _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
 #: The fields of each part that this model executes; others must have their defaults.
 _EXECUTED: Final[dict[type[Any], frozenset[str]]] = {
     Attention: frozenset(
-        {"query_heads", "kv_heads", "head_dim", "output", "rotary"}
+        {"query_heads", "kv_heads", "head_dim", "output", "rotary", "fused"}
         | {"query_bias", "key_bias", "value_bias", "output_bias"}
     ),
     FeedForward: frozenset({"inner_dim", "gated", "activation", "input_bias", "output_bias"}),

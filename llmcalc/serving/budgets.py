@@ -319,10 +319,11 @@ def activation_peak(
         "tokens": tokens,
         "expanded": _expanded_tokens(known, rows, context, block_tokens),
     }
-    widest, most = (), 0
+    widest: list[tuple[str, _Part]] = []
+    most = 0
     kept: list[Term[int]] = []
     for label, wide, buffers in _layers(spec, where, rule, weights):
-        total = sum([counted[part.count] * part.width for part in wide])
+        total = sum([counted[part.grows_with] * part.width for part in wide])
         if total > most:
             most, widest = total, [(label, part) for part in wide]
         if buffers is not None:
@@ -341,7 +342,7 @@ def activation_peak(
         *(
             Term(
                 ("layer", label, part.name),
-                ((counted[part.count], "tokens"), *part.factors, size),
+                ((counted[part.grows_with], "tokens"), *part.factors, size),
             )
             for label, part in widest
         ),
@@ -393,20 +394,19 @@ _MOST_EXPANDED: Final = 64 * 1024
 
 
 class _Part(NamedTuple):
-    """Intermediate results but for the element's bytes: so many `factors` for each of a count.
+    """Intermediate results but for the element's bytes: `factors`, whose product is `width`.
 
-    The count is that of the step's tokens, or of the cached ones that are expanded; `width` is the
-    product of the factors.
+    There are so many for each of the step's tokens, or of the cached ones that are expanded.
     """
 
     name: str
-    count: Literal["tokens", "expanded"]
+    grows_with: Literal["tokens", "expanded"]
     width: int
     factors: tuple[Factor, ...]
 
 
-def _part(name: str, count: Literal["tokens", "expanded"], *factors: Factor) -> _Part:
-    return _Part(name, count, prod(size for size, _ in factors), factors)
+def _part(name: str, grows_with: Literal["tokens", "expanded"], *factors: Factor) -> _Part:
+    return _Part(name, grows_with, prod(size for size, _ in factors), factors)
 
 
 class _Layer(NamedTuple):

@@ -97,8 +97,9 @@ class Attention(Described):
     whose results are subtracted, each over its own and the other's values (`differential`, with
     four vectors for the weight); a layer that reads another layer's cache, and has no keys and
     values of its own (`shares_cache`); an indexer that picks what a `TopK` span attends
-    (`indexer`); scores that fall with the distance (`alibi`). `transformers_cache` gives the heads
-    and the span that transformers holds where that is more than an engine holds.
+    (`indexer`); scores that fall with the distance (`alibi`). `fused` says that files store
+    queries, keys and values as one matrix, which changes no count. `transformers_cache` gives the
+    heads and the span that transformers holds where that is more than an engine holds.
 
     >>> from llmcalc.spec import Attention, Axis
     >>> part = Attention(query_heads=4, kv_heads=2, head_dim=16)
@@ -136,6 +137,7 @@ class Attention(Described):
     indexer: Indexer | None = attrs.field(default=None, validator=_optional(instance_of(Indexer)))
     differential: bool = attrs.field(default=False, validator=flag)
     alibi: bool = attrs.field(default=False, validator=flag)
+    fused: bool = attrs.field(default=False, validator=flag)
     transformers_cache: tuple[int, Span] | None = None
 
     @property

@@ -105,6 +105,35 @@ def test_a_wider_mix_of_llama_cpp_never_needs_less() -> None:
         assert totals == sorted(totals)
 
 
+def test_llama_cpp_counts_last_matrices_where_it_has_two_bits_or_less() -> None:
+    deepseek = load_model("deepseek-v3")
+    scheme = formats.scheme("IQ2_XXS", deepseek)
+    wide = {
+        tensor.path[0] + " " + tensor.path[2]: sum(
+            count for form, count in scheme.formats_of(tensor) if form.name == "Q2_K"
+        )
+        for tensor in deepseek.ledger.tensors
+        if tensor.path[2].endswith("down.weight")
+    }
+    # An eighth of 61: three dense layers, then experts and shared experts of two.
+    assert wide == {
+        "feed_forward down.weight": 3, "experts down.weight": 2, "experts shared.down.weight": 2
+    }  # fmt: skip
+
+
+def test_one_matrix_of_queries_keys_and_values_has_one_format() -> None:
+    phi = load_model("microsoft/phi-4")
+    for mix in MIXES:
+        scheme = formats.scheme(mix, phi)
+        kinds = {
+            tuple(form.name for form, _ in scheme.formats_of(tensor))
+            for tensor in phi.ledger.tensors
+            if tensor.path[2] in {"q.weight", "k.weight", "v.weight"}
+        }
+        [kind] = kinds
+        assert len(kind) == 1
+
+
 @given(dense_specs(), SCHEMES)
 def test_a_schemes_formats_add_up_to_the_weights(spec: ModelSpec, name: str) -> None:
     scheme = formats.scheme(name, spec)
