@@ -38,7 +38,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias, cast, overload
 
 import attrs
 
@@ -59,7 +59,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Uniform
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
 from llmcalc.spec.axes import WHOLE, Axes, Axis, factors
-from llmcalc.spec.items import Cache, CacheRole
+from llmcalc.spec.items import Cache
 from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Window
@@ -497,11 +497,12 @@ def kv_cache_bytes(
               \text{element bytes}
 
     `context` and `batch` take an integer or an integer array. `kv` is the format of keys and
-    values and of the latents that stand for them, `index` that of a sparse indexer's keys (by
-    default `kv`'s), `state` that of recurrent states and of the inputs that convolutions keep, or
-    ``{"state": ..., "conv": ...}`` where these differ. A windowed layer holds at most its window.
-    `rank` is the device; by default it is the one that holds most, for each element of an array by
-    itself.
+    values and of the latents that stand for them, or ``"fp8-ds-mla"``, as vLLM and SGLang pack
+    latents for sparse attention: the rotated part stays in bfloat16. `index` is the format of a
+    sparse indexer's keys (by default `kv`'s; engines take ``"fp8-group128"``), `state` that of
+    recurrent states and of the inputs that convolutions keep, or ``{"state": ..., "conv": ...}``
+    where these differ. A windowed layer holds at most its window. `rank` is the device; by default
+    it is the one that holds most, for each element of an array by itself.
 
     `policy` is ``"ideal"``, what a serving engine needs to hold, or ``"transformers"``, what the
     caches of transformers 5 hold: a windowed layer one slot less, a convolution all inputs of its
@@ -531,10 +532,16 @@ def kv_cache_bytes(
 
 def cache_formats(
     kv: str | Format, state: StateFormat, index: str | Format | None
-) -> dict[CacheRole, Format]:
-    """Give the format of every cache role."""
-    keys = formats.get(kv, "kv")
-    indexer = keys if index is None else formats.get(index, "index")
+) -> dict[str, Format]:
+    """Give the format of every cache role, and of the part of latents that is rotated."""
+    packed = _PACKED.get(kv) if type(kv) is str else None
+    if packed is None:
+        keys = formats.get(kv, "kv")
+        held = dict.fromkeys(("kv", "latent", "rotated", "index"), keys)
+    else:
+        held = {role: formats.get(name) for role, name in packed.items()}
+    if index is not None:
+        held["index"] = formats.get(index, "index")
     if isinstance(state, Mapping):
         if set(state) != {"state", "conv"}:
             raise InvalidValueError(
@@ -543,14 +550,33 @@ def cache_formats(
         recurrent, inputs = (formats.get(state[role], "state") for role in ("state", "conv"))
     else:
         recurrent = inputs = formats.get(state, "state")
-    return {"kv": keys, "latent": keys, "index": indexer, "state": recurrent, "conv": inputs}
+    return {**held, "state": recurrent, "conv": inputs}
+
+
+#: Layouts of latents and index keys that are no one format. fp8-ds-mla: 512 values in fp8 with four
+#: float32 scales, the rotated part in bfloat16, and index keys with a scale for 128. Sources: vLLM,
+#: ``kv_cache_interface.py`` (`MLAAttentionSpec`: 656 bytes a token) and `DeepseekV32IndexerCache`
+#: (132 bytes); SGLang, ``memory_pool.py``, `NSATokenToKVPool`.
+_PACKED: Final[Mapping[str, Mapping[str, str]]] = {
+    "fp8-ds-mla": {"latent": "fp8-group128", "rotated": "bf16", "index": "fp8-group128"},
+}
+
+
+def cache_format(elements: Mapping[str, Format], cache: Cache) -> Format:
+    """Return the format that a cache is in, of those that `cache_formats` gives."""
+    rotated = cache.role == "latent" and cache.name == "rope"
+    found = elements.get("rotated" if rotated else cache.role)
+    if found is None:
+        rule = f"is a layout of latents, and {cache.name} is a cache of keys or values"
+        raise InvalidValueError("kv", next(iter(_PACKED)), rule)
+    return found
 
 
 def _cache_bytes(
     spec: ModelSpec,
     context: Any,
     batch: Any,
-    elements: Mapping[CacheRole, Format],
+    elements: Mapping[str, Format],
     ranks: tuple[Rank, ...],
     *,
     held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
@@ -587,7 +613,7 @@ _CachePiece: TypeAlias = tuple[Entry, tuple[Factor, ...], Factor]
 def cache_pieces(
     spec: ModelSpec,
     context: Any,
-    elements: Mapping[CacheRole, Format],
+    elements: Mapping[str, Format],
     rank: Rank,
     held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
 ) -> list[_CachePiece]:
@@ -597,14 +623,14 @@ def cache_pieces(
     for entry, cache in spec.ledger.caches:
         for shape, slots in (held or _held)(cache, context):
             *outer, inner = shape
-            inside = stored(factors(((inner,),), split), elements[cache.role])
+            inside = stored(factors(((inner,),), split), cache_format(elements, cache))
             outside = factors((tuple(outer),), split)
             pieces.append((entry, (*outside, *inside[:-1], rank.slots(cache, *slots)), inside[-1]))
     return pieces
 
 
 def slot_widths(
-    spec: ModelSpec, elements: Mapping[CacheRole, Format], rank: Rank
+    spec: ModelSpec, elements: Mapping[str, Format], rank: Rank
 ) -> Iterator[tuple[Entry, Cache, int]]:
     """Give the bytes of one slot of each cache, in one layer of a rank."""
     pieces = cache_pieces(spec, 1, elements, rank)

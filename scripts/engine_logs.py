@@ -54,6 +54,9 @@ RANKS: Final = {"A109": 8, "A146": 8}
 #: Contexts that the tokens are of, where the row states another one.
 CONTEXTS: Final = {"A131": 131072}
 
+#: Layouts of the cache that a row leaves to its engine.
+CACHES: Final = {"A100": "fp8-ds-mla"}
+
 #: Copies of a recurrent state that a request has, where it is not one.
 STATES: Final = {"A131": 2, "A132": 2}
 
@@ -89,7 +92,6 @@ NOTHING: Final = {
     "A090": "the vision model is not in the catalogue",
     "A098": "only a pool is printed",
     "A099": "only a pool is printed",
-    "A100": "latents and index keys in the engine's own layout: 656 + 132 bytes a token and layer",
     "A102": "the row reports a wrong check of the engine",
     "A174": "the format of weights and cache is not stated",
     "A190": "which modules are in which of two formats is not stated",
@@ -176,6 +178,8 @@ def _dtype(row: dict[str, Any]) -> str:
 
 
 def _kv(row: dict[str, Any]) -> str:
+    if row["id"] in CACHES:
+        return CACHES[row["id"]]
     return "fp8" if str(row.get("kv_dtype", "")).startswith("fp8") else _dtype(row)
 
 
@@ -193,6 +197,7 @@ def _budget(row: dict[str, Any], spec: ModelSpec) -> Budget:
         weights=_format(row, spec),
         kv=_kv(row),
         state="bf16",
+        index="fp8-group128",
         state_blocks=STATES.get(row["id"], 1),
         dtype=_dtype(row),
         engine=known,

@@ -20,7 +20,7 @@ import attrs
 from llmcalc import formats
 from llmcalc.boundary import choice, flag_argument, tile_size
 from llmcalc.breakdown import Breakdown, Factor
-from llmcalc.memory import cache_formats, stored
+from llmcalc.memory import cache_format, cache_formats, stored
 from llmcalc.roofline.counts import EXPERT_READS, ONCE, TOKENS, Count, ExpertReads, Requests
 from llmcalc.roofline.programs import Largest, Piece, Program, keep
 from llmcalc.roofline.shares import Share, item_key, shares_of
@@ -346,7 +346,7 @@ class _Fold:
                 continue
             *outer, inner = cache.shape
             split = share.attention
-            held = stored(factors(((inner,),), split), self._caches[cache.role])
+            held = stored(factors(((inner,),), split), cache_format(self._caches, cache))
             shape = (*factors((tuple(outer),), split), *held)
             item = (*entry.path, cache.read_by)
             span = cache.span

@@ -29,6 +29,8 @@ _LONGEST_LOG: Final = 16 * MiB
 _LONGEST_LINE: Final = 20_000
 _SHORTEST_LINE: Final = 6
 _MOST_RANKS: Final = 4096
+#: More starts than one log has; each is parsed.
+_MOST_STARTS: Final = 1000
 
 _UNITS: Final = {
     "tib": 1024 * GiB, "gib": GiB, "gb": GiB, "mib": MiB, "mb": MiB, "kib": KiB, "kb": KiB,
@@ -499,6 +501,7 @@ _SETTINGS: Final = {
     "dtype": r"\bdtype'?[=:] ?'?(?:torch\.)?(bfloat16|float16|float32|half|float|auto)\b",
     "quantization": r"\bquantization'?[=:] ?'?(\w[\w-]*)",
     "kv_dtype": r"\bkv_cache_dtype'?[=:] ?'?(?:torch\.)?(\w+)",
+    "kv_layout": r"\b(fp8_ds_mla) KV cache format",
     "state_dtype": r"\bmamba_ssm_(?:cache_)?dtype'?[=:] ?'?(?:torch\.)?(\w+)",
     "file_type": r"\b(?:file type|model ftype)\s*= (?:\(guessed\) ?)?([\w .-]{2,40})",
     "expert_parallel": r"\benable_expert_parallel'?[=:] ?(True|False)",
@@ -516,7 +519,23 @@ _SIZES: Final = {
     "block_tokens": r"\b(?:block_size|page_size)'?[=:] ?(\d{1,12})",
 }
 #: What a line that states a setting has.
-_STATES: Final = re.compile(r"_size\b|_len\b|model|dtype|quant|max_num|enable_|file type|ftype")
+_STATES: Final = re.compile(
+    r"_size\b|_len\b|model|dtype|quant|max_num|enable_|file type|ftype|_mla KV"
+)
+#: What a process writes once when it starts, by engine. The first of these that the log has tells
+#: one start from the next one: where a process writes it again.
+_STARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "vllm": (
+        r"vLLM API server version ",
+        r"non-default args: ",
+        r"Initializing an? (?:V1 )?LLM engine \(v",
+        r"Starting to load model ",
+    ),
+    "sglang": (r"server_args=ServerArgs\(",),
+    "llama.cpp": (r"\bbuild(?::| =) \d{1,9} \(",),
+}
+#: The process that writes a line, at its start.
+_PROCESS: Final = re.compile(r"\((\w{1,60})")
 _VERSION: Final = re.compile(
     r"(?:engine \(v|vLLM API server version |LLM engine version |\[TensorRT-LLM\] TensorRT[- ]LLM"
     r" version: |TensorRT-LLM version: |sglang[ =]v?)(\d{1,5}\.\d{1,5}[\w.+-]{0,40})"
@@ -538,7 +557,9 @@ class EngineLog(Described):
     """The figures and settings of a start-up log.
 
     `figures` are in the order of the log; sizes are bytes. `settings` are what the log says of
-    the model, the layout and the limits.
+    the model, the layout and the limits. Of a log of several `starts` they are those of number
+    `start`, the last one that came as far as the number of tokens, or else the last one that has
+    figures.
     """
 
     engine: str
@@ -546,6 +567,8 @@ class EngineLog(Described):
     model: str | None
     settings: Mapping[str, str | int] = attrs.field(hash=False)
     figures: tuple[Figure, ...] = attrs.field(repr=False)
+    starts: int = 1
+    start: int = 1
 
     def ranks(self, name: str) -> tuple[Figure, ...]:
         """Return the last figure of that name that each rank prints."""
@@ -610,7 +633,8 @@ def parse_log(text: str, engine: str | None = None) -> EngineLog:
     """Return the figures of a start-up log of vLLM, SGLang, TensorRT-LLM or llama.cpp.
 
     Which `engine` wrote it is told from its words, unless it is given. Old and new wordings of
-    vLLM are understood. Raises `llmcalc.LlmcalcError` for a text without memory figures.
+    vLLM are understood. Of a log in which the engine started several times the figures are those
+    of one start: see `EngineLog`. Raises `llmcalc.LlmcalcError` for a text without memory figures.
 
     >>> from llmcalc import serving
     >>> log = serving.parse_log('''
@@ -635,6 +659,46 @@ def parse_log(text: str, engine: str | None = None) -> EngineLog:
         engine = _engine(text)
     elif engine not in _ENGINES:
         raise InvalidValueError("engine", engine, f"must be one of {', '.join(_ENGINES)}")
+    lines = list(_lines(text, engine))
+    workers = {found["pid"]: found["rank"] for found in _WORKER.finditer(text) if found["rank"]}
+    ranked = [(line, _rank(line, engine, workers)) for line in lines]
+    begins = _begins(ranked, engine)
+    found = [
+        _log_of(ranked[begin:end], engine)
+        for begin, end in zip(begins, [*begins[1:], len(ranked)], strict=True)
+    ]
+    started = [number for number, log in enumerate(found) if log.figures]
+    if not started:
+        raise LlmcalcError(f"log_text: no memory figures of {engine} are in it")
+    complete = [number for number in started if found[number].figure("tokens") is not None]
+    number = (complete or started)[-1]
+    return attrs.evolve(found[number], starts=len(found), start=number + 1)
+
+
+def _begins(lines: list[tuple[str, str]], engine: str) -> list[int]:
+    """Return the numbers of the lines at which a start begins; the first one begins the log."""
+    for words in _STARTS.get(engine, ()):
+        pattern = re.compile(words)
+        begins: list[int] = []
+        seen: set[tuple[str, str]] = set()
+        for number, (line, rank) in enumerate(lines):
+            if pattern.search(line):
+                named = _PROCESS.match(line)
+                process = named[1] if named else "", rank
+                if process in seen or not begins:
+                    begins.append(number)
+                    seen.clear()
+                seen.add(process)
+        if len(begins) > _MOST_STARTS:
+            rule = f"must be of at most {_MOST_STARTS} starts of the engine"
+            raise InvalidValueError("log_text", len(begins), rule)
+        if begins:
+            return [0, *begins[1:]]
+    return [0]
+
+
+def _log_of(lines: list[tuple[str, str]], engine: str) -> EngineLog:
+    """Return what the lines of one start say; it may have no figures."""
     patterns = [
         (words, re.compile(pattern), groups) for words, pattern, groups in _ENGINES[engine][1]
     ]
@@ -643,9 +707,7 @@ def parse_log(text: str, engine: str | None = None) -> EngineLog:
     version = None
     ranks: set[str] = set()
     sums: dict[tuple[str, str], Figure] = {}
-    workers = {found["pid"]: found["rank"] for found in _WORKER.finditer(text) if found["rank"]}
-    for line in _lines(text, engine):
-        rank = _rank(line, engine, workers)
+    for line, rank in lines:
         for words, pattern, groups in patterns:
             if words in line:
                 for match in pattern.finditer(line):
@@ -662,8 +724,6 @@ def parse_log(text: str, engine: str | None = None) -> EngineLog:
     figures += sums.values()
     if engine in {"sglang", "llama.cpp"}:
         figures = list(_joined(figures, engine))
-    if not figures:
-        raise LlmcalcError(f"log_text: no memory figures of {engine} are in it")
     model = settings.get("model")
     return EngineLog(
         engine=engine,

@@ -48,7 +48,6 @@ from llmcalc.units import Bytes, format_integer, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.memory import StateFormat
-    from llmcalc.spec.items import CacheRole
 
 __all__ = ["Allocation", "CacheGroup", "Policy", "allocate", "policies"]
 
@@ -326,7 +325,7 @@ class Held:
     __slots__ = ("_elements", "_spec", "alike", "kinds", "ranks")
 
     def __init__(
-        self, spec: ModelSpec, elements: Mapping[CacheRole, Format], ranks: tuple[Rank, ...]
+        self, spec: ModelSpec, elements: Mapping[str, Format], ranks: tuple[Rank, ...]
     ) -> None:
         self._spec, self._elements, self.ranks = spec, elements, ranks
         self.kinds = tuple(_kinds(spec, elements, rank) for rank in ranks)
@@ -385,7 +384,7 @@ class Held:
 
 
 def held_caches(
-    spec: ModelSpec, elements: Mapping[CacheRole, Format], layout: Layout, rank: int | None
+    spec: ModelSpec, elements: Mapping[str, Format], layout: Layout, rank: int | None
 ) -> Held:
     """Return what ranks hold; it is kept with the model, because it is the same for all requests.
 
@@ -400,7 +399,7 @@ def held_caches(
     return cast("Held", found)
 
 
-def _kinds(spec: ModelSpec, elements: Mapping[CacheRole, Format], rank: Rank) -> list[_Kind]:
+def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[_Kind]:
     """Give the kinds of layers on a rank in the order in which they appear."""
     found: dict[tuple[str, str, str, _Sort, int], tuple[int, int]] = {}
     latents = {

@@ -147,6 +147,8 @@ class Reconciliation(Described):
         rows = [header, *((one.term, *one.cells()) for one in self.comparisons)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
         lines = [f"{self.model}: {self.log.engine} {self.log.version or ''} as {self.engine}"]
+        if self.log.starts > 1:
+            lines.append(f"start {self.log.start} of the {self.log.starts} in the log")
         lines += [
             "  ".join(
                 cell.rjust(width) if n else cell.ljust(width)
@@ -203,7 +205,8 @@ def reconcile(
     `log_text` is a log of vLLM, SGLang, TensorRT-LLM or llama.cpp. What is not given is taken from
     the log: the model (by its name in the catalogue; nothing is fetched), formats, layout, limits,
     memory and version. Recurrent states are by default in what the log says, or what the engine
-    takes: vLLM the model's `dtype`, the others fp32. `engine` is the profile that the terms are
+    takes: vLLM the model's `dtype`, the others fp32. Index keys are in fp8 with a scale for 128,
+    as vLLM and SGLang keep them. `engine` is the profile that the terms are
     computed with. Tokens, blocks and concurrency are computed from the *printed* pool, so that one
     term's gap is not seen twice. Raises `llmcalc.LlmcalcError` where the text has no figures, or
     names no known model.
@@ -240,6 +243,8 @@ def reconcile(
     stored = weights or _weights(log, spec, str(computed_in))
     form = state or _state(log, str(computed_in))
     held = kv or _kv(log, str(computed_in))
+    # Both keep index keys in fp8 with a scale, whatever the rest is in.
+    keys = index or ("fp8-group128" if log.engine in {"vllm", "sglang"} else None)
     visible = log.figure("visible")
     if visible_bytes is None and device is None and visible is not None:
         visible_bytes = int(visible.value)
@@ -258,7 +263,7 @@ def reconcile(
             visible_bytes=visible_bytes,
             share=share,
             state=form,
-            index=index,
+            index=keys,
             block_tokens=block_tokens,
             batched_tokens=batched_tokens,
             sequences=sequences,
@@ -268,7 +273,7 @@ def reconcile(
     request = None if answer is None else answer.allocation
     if context and known.pool_rule == "cells":
         request = allocate(
-            spec, context=context, kv=held, state=form, index=index, engine=known, layout=where
+            spec, context=context, kv=held, state=form, index=keys, engine=known, layout=where
         )
     stated = weights is not None or log.engine in {"vllm", "sglang"} or _file_type(log) is not None
     comparisons, identities = _compare(
@@ -414,6 +419,8 @@ def _is_quantised(spec: ModelSpec) -> bool:
 
 def _kv(log: EngineLog, dtype: str) -> str:
     stated = str(log.settings.get("kv_dtype", log.settings.get("kv_format", "auto")))
+    if "fp8_ds_mla" in {stated, log.settings.get("kv_layout")}:
+        return "fp8-ds-mla"
     if stated.startswith(("fp8", "float8")):
         return "fp8"
     if stated in _DTYPES:

@@ -317,6 +317,68 @@ def test_the_error_that_a_context_does_not_fit_is_read() -> None:
     assert answer.log.value("longest_context") == 5120
 
 
+ARGUMENTS = "(APIServer pid=1) INFO non-default args: {'max_num_batched_tokens': 8192}\n"
+
+
+def _alike(one: EngineLog, other: EngineLog) -> bool:
+    return (one.figures, one.settings, one.version) == (
+        other.figures,
+        other.settings,
+        other.version,
+    )
+
+
+@pytest.mark.parametrize("arguments", ["", ARGUMENTS])
+def test_of_several_starts_the_last_complete_one_counts(arguments: str) -> None:
+    once = arguments + FULL
+    larger = once.replace("476,016", "475,000").replace("58.11x", "57.98x")
+    cut = once[: once.index("(EngineCore pid=5) INFO GPU KV cache size")]
+    alone = serving.parse_log(once)
+    assert (alone.starts, alone.start) == (1, 1)
+    for text, starts, start in (
+        (larger + once, 2, 2),
+        (once + cut, 2, 1),
+        (cut + once + cut, 3, 2),
+    ):
+        log = serving.parse_log(text.replace("pid=5", "pid=6", 3))
+        assert (log.starts, log.start) == (starts, start)
+        assert _alike(log, alone)
+        assert not log.broken()
+        answer = serving.reconcile(text)
+        assert answer
+        assert f"start {start} of the {starts} in the log" in answer.explain()
+    # None came to the end: the last one that says anything.
+    assert _alike(serving.parse_log(once.partition("\n")[0] + "\n" + cut), serving.parse_log(cut))
+    # What contradicts itself within a start still does.
+    invented = once.replace("Available KV cache memory: 58.11", "Available KV cache memory: 59.11")
+    assert not serving.reconcile(once + invented)
+
+
+def test_replicas_are_not_several_starts() -> None:
+    lines = [CONFIG.format(tensor=1), FULL[FULL.index("(EngineCore pid=5) DEBUG worker init") :]]
+    for name in ("EngineCore_{}", "EngineCore_DP{}"):
+        both = "".join(
+            line.replace("EngineCore", name.format(replica)) for line in lines for replica in (0, 1)
+        )
+        assert serving.parse_log(both).starts == 1
+        assert serving.parse_log(both * 2).starts == 2
+
+
+def test_sglang_and_llama_cpp_may_start_several_times() -> None:
+    log = serving.parse_log(SGLANG * 2)
+    assert (log.starts, log.start) == (2, 2)
+    assert log.figures == serving.parse_log(SGLANG).figures
+    llama = "build: 4474 (39509fb0) with MSVC 19.29.30157.0 for\n" + LLAMA
+    log = serving.parse_log(llama * 3)
+    assert (log.starts, log.start) == (3, 3)
+    assert log.figures == serving.parse_log(llama).figures
+
+
+def test_a_log_of_more_starts_than_any_has_is_refused() -> None:
+    with pytest.raises(LlmcalcError, match="starts of the engine"):
+        serving.parse_log(CONFIG.format(tensor=1) * 1002 + FULL)
+
+
 SGLANG = """
 [2026-01-01 10:00:00] server_args=ServerArgs(model_path='openai/gpt-oss-20b', tp_size=1, \
 mem_fraction_static=0.85, page_size=1, kv_cache_dtype='auto')

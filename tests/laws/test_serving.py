@@ -9,7 +9,17 @@ import pytest
 from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
-from llmcalc import GiB, Layout, LlmcalcError, ModelSpec, formats, load_model, memory, serving
+from llmcalc import (
+    GiB,
+    Layout,
+    LlmcalcError,
+    ModelSpec,
+    formats,
+    load_model,
+    memory,
+    roofline,
+    serving,
+)
 from llmcalc.errors import UnknownNameError
 from llmcalc.formats import Coverage, Rule
 from llmcalc.serving.logs import EngineLog
@@ -298,6 +308,41 @@ def test_replicas_hold_requests_alike(policy: Any) -> None:
     )  # fmt: skip
     assert first.bytes.total == last.bytes.total > 0
     assert first.blocks == last.blocks
+
+
+def test_sparse_attention_has_a_packed_cache() -> None:
+    spec = load_model("DeepSeek-V3.2-Exp")
+    # vLLM, MLAAttentionSpec and DeepseekV32IndexerCache; SGLang printed 43.67 GiB for 975 424.
+    width = 61 * (512 + 16 + 2 * 64 + 128 + 4)
+    held = memory.kv_cache_bytes(spec, context=64, kv="fp8-ds-mla")
+    assert held.total == 64 * width
+    assert 43.67 * GiB / 975_424 == pytest.approx(width, rel=2e-4)
+    request = serving.allocate(spec, context=64, kv="fp8-ds-mla", block_tokens=64)
+    assert request.block_bytes == 64 * width
+    moved = roofline.bytes_moved(spec, batch=1, new=1, past=63, weights="bf16", kv="fp8-ds-mla")
+    assert moved["cache written"].total == width
+    wide = memory.kv_cache_bytes(spec, context=1, kv="bf16", index="fp8-group128")
+    assert wide.total == 61 * (2 * 576 + 132)
+    with pytest.raises(LlmcalcError, match="a layout of latents"):
+        memory.kv_cache_bytes(LLAMA, context=1, kv="fp8-ds-mla")
+
+
+def test_a_log_says_how_the_cache_of_sparse_attention_is_packed() -> None:
+    width, blocks = 61 * (656 + 132), 10_000
+    log = f"""
+Initializing a V1 LLM engine (v0.19.0) with config: model='deepseek-ai/DeepSeek-V3.2-Exp', \
+dtype=torch.bfloat16, max_seq_len=8192, tensor_parallel_size=8, kv_cache_dtype=fp8
+Using DeepSeek's fp8_ds_mla KV cache format.
+Available KV cache memory: {blocks * 64 * width / GiB:.2f} GiB
+GPU KV cache size: {blocks * 64:,} tokens
+""".replace("\\\n", "")
+    answer = serving.reconcile(log, block_tokens=64)
+    assert answer["bytes a token"].computed == width
+    assert answer["bytes a token"].agrees
+    assert answer
+    plain = serving.reconcile(log.replace("fp8_ds_mla", "another"), block_tokens=64)
+    assert plain["bytes a token"].computed == 61 * (576 + 132)
+    assert not plain
 
 
 def test_nothing_held_is_no_limit() -> None:
