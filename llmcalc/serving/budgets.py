@@ -15,7 +15,7 @@ of what is free when everything else is in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
@@ -662,6 +662,19 @@ def budget(
     batched_tokens = step[0] if batched_tokens is None else batched_tokens
     sequences = step[1] if sequences is None else sequences
     share = check_share(known.share if share is None else share, "share")
+    measured = {
+        "activation_bytes": activation_bytes,
+        "non_torch_bytes": non_torch_bytes,
+        "graph_bytes": graph_bytes,
+    }
+    _check_known(known, place, measured)
+    non_torch, graphs = (
+        whole_number(own if stated is None else stated, name)
+        for name, stated, own in (
+            ("non_torch_bytes", non_torch_bytes, _non_torch(known, place)),
+            ("graph_bytes", graph_bytes, 0),
+        )
+    )
     peaks: dict[bool, Breakdown[Bytes]] = {}  # of the last stage, and of any other one
     requests: dict[int | None, Allocation] = {}  # by the rank that they are on
 
@@ -674,7 +687,8 @@ def budget(
 
     def activation_on(rank: int | None) -> Breakdown[Bytes]:
         if activation_bytes is not None or known.pool_rule != "total":
-            return _given("Activation peak", activation_bytes or 0, "activation_bytes")
+            given = 0 if activation_bytes is None else activation_bytes
+            return _given("Activation peak", given, "activation_bytes")
         last = _is_last(place, rank)
         if last not in peaks:
             peaks[last] = activation_peak(
@@ -717,8 +731,8 @@ def budget(
             share=share,
             weights=loaded,
             activation=activation,
-            non_torch_bytes=_non_torch(known, non_torch_bytes, place),
-            graph_bytes=_graphs(known, graph_bytes),
+            non_torch_bytes=non_torch,
+            graph_bytes=graphs,
             allocation=requests[as_on],
         )
 
@@ -744,34 +758,41 @@ def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
     return Breakdown(Bytes, title, [Term(("given", "", field), ((number, "bytes"),))])
 
 
-def _non_torch(known: Profile, given: int | None, layout: Layout) -> int:
-    degree, stages = layout.tensor_parallel, layout.pipeline_parallel
-    if given is not None:
-        return whole_number(given, "non_torch_bytes")
+def _non_torch(known: Profile, layout: Layout) -> int | None:
+    """Return what was measured outside the framework; `None` where that is not known."""
     if known.pool_rule != "total":
         return 0
-    if degree == 1 and stages > 1 and known.pipeline_non_torch_bytes is not None:
+    degree = layout.tensor_parallel
+    if degree == 1 and layout.pipeline_parallel > 1 and known.pipeline_non_torch_bytes is not None:
         return known.pipeline_non_torch_bytes
-    table = known.non_torch_bytes
-    if not table:
-        raise InvalidValueError(
-            "engine", known.name, "has no figure outside the framework: give non_torch_bytes"
-        )
-    fitting = [number for number in table if number <= degree]
-    if degree > 1 and max(fitting) == 1:
-        raise InvalidValueError(
-            "engine",
-            known.name,
-            f"has no figure outside the framework for {degree} ranks: give non_torch_bytes",
-        )
-    return table[max(fitting)]
+    table = known.non_torch_bytes or {}
+    nearest = max([number for number in table if number <= degree], default=None)
+    if nearest is None or (nearest == 1 < degree):
+        return None
+    return table[nearest]
 
 
-def _graphs(known: Profile, given: int | None) -> int:
-    if given is not None:
-        return whole_number(given, "graph_bytes")
-    if known.graphs_subtracted:
-        raise InvalidValueError(
-            "engine", known.name, "subtracts graphs, and their size is not known: give graph_bytes"
+#: What a profile may not know: the argument that gives it, and what vLLM's start-up log calls it.
+_MEASURED: Final = {
+    "activation_bytes": "torch peak memory increase",
+    "non_torch_bytes": "non-torch forward increase memory",
+    "graph_bytes": "Estimated CUDA graph memory",
+}
+
+
+def _check_known(known: Profile, layout: Layout, given: Mapping[str, int | None]) -> None:
+    """Refuse a budget with terms that are neither given nor known, and say how to give them all."""
+    unknown = {
+        "activation_bytes": known.pool_rule == "total" and known.activation is None,
+        "non_torch_bytes": _non_torch(known, layout) is None,
+        "graph_bytes": known.graphs_subtracted,
+    }
+    missing = [name for name, value in given.items() if value is None and unknown[name]]
+    if missing:
+        ranks = f" for {layout.tensor_parallel} ranks" * (layout.tensor_parallel > 1)
+        words = ", ".join(f"{name} ({_MEASURED[name]})" for name in missing)
+        rule = (
+            f"was not measured{ranks}: give {words}; the words in brackets are those of the "
+            "engine's start-up log"
         )
-    return 0
+        raise InvalidValueError("engine", known.name, rule)

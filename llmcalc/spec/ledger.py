@@ -147,7 +147,7 @@ ONE_ROW: tuple[Axes, ...] = ((),)
 
 
 #: So much is kept for a model.
-_MOST_KEPT: Final = 64
+_MOST_KEPT: Final = 256
 
 T = TypeVar("T")
 

@@ -402,6 +402,17 @@ def test_a_term_that_the_profile_does_not_know_is_asked_for() -> None:
         _budget(engine="vllm-0.17", tensor_parallel=2)
     with pytest.raises(LlmcalcError, match="give graph_bytes"):
         _budget(engine="vllm-0.21", activation_bytes=0, non_torch_bytes=0)
+    # All that is missing at once, in the words of the log that has it.
+    with pytest.raises(LlmcalcError) as refused:
+        _budget(engine="vllm-0.21", tensor_parallel=2)
+    assert str(refused.value) == (
+        "engine = 'vllm-0.21': was not measured for 2 ranks: give activation_bytes (torch peak "
+        "memory increase), non_torch_bytes (non-torch forward increase memory), graph_bytes "
+        "(Estimated CUDA graph memory); the words in brackets are those of the engine's start-up "
+        "log"
+    )
+    zero = {"activation_bytes": 0, "non_torch_bytes": 0, "graph_bytes": 0}
+    assert _budget(engine="vllm-0.21", tensor_parallel=2, **zero).pool_bytes > 0
     with pytest.raises(LlmcalcError, match="give it, or a device"):
         _budget(visible_bytes=None)
     with pytest.raises(LlmcalcError, match="not both"):
