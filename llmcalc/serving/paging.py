@@ -15,8 +15,9 @@ The policies:
     Blocks of tokens, as vLLM allocates them. A request's last block is not full. A windowed layer
     holds the window and the tokens of one step (of two, where the engine schedules a step while
     another one runs), in whole blocks and one more, because a window need not begin where a block
-    does. Where layers of several kinds share a pool, all blocks have
-    one size, and every kind is cut into groups of as many layers, the last one filled up:
+    does. Where layers of several kinds share a pool, all blocks have one size, and every kind is
+    cut into groups of as many layers, the last one filled up. A pipeline has the groups of the
+    whole model on every stage:
 
     .. math:: \text{paged} = \text{ideal} + \text{last-block waste} + \text{window slack}
               + \text{group padding}
@@ -162,13 +163,17 @@ class Allocation(Described):
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class _Kind(Described):
-    """Layers that hold tokens in the same way: `slot_bytes` for each slot of one layer."""
+    """Layers that hold tokens in the same way: `slot_bytes` for each slot of one layer.
+
+    A rank has `layers` of them, the model `all_layers`.
+    """
 
     label: str
     sort: _Sort
     size: int
     slot_bytes: int
     layers: int
+    all_layers: int
     latent: bool = False
 
     @property
@@ -400,26 +405,27 @@ def held_caches(
 
 
 def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[_Kind]:
-    """Give the kinds of layers on a rank in the order in which they appear."""
-    found: dict[tuple[str, str, str, _Sort, int], tuple[int, int]] = {}
+    """Give the kinds of layers of a model in the order in which they appear, as a rank has them.
+
+    It may have no layers of a kind that other stages of a pipeline have.
+    """
+    found: dict[tuple[str, str, str, _Sort, int], tuple[int, int, int]] = {}
     latents = {
         (*entry.name[:2], *_sort(cache.span))
         for entry, cache in spec.ledger.caches
         if cache.role == "latent"
     }
     for entry, cache, width in memory.slot_widths(spec, elements, rank):
-        layers = rank.stage.count(entry.place)
-        if not layers:
-            continue
-        layers *= prod(value for value, _ in entry.times[1:])
+        everywhere = prod(value for value, _ in entry.times)
+        layers = rank.stage.count(entry.place) * prod(value for value, _ in entry.times[1:])
         sort, size = _sort(cache.span)
         one = width * (cache.span.size - 1 if isinstance(cache.span, Remainder) else 1)
         purpose = "index" if cache.role == "index" else "state" if sort == "state" else "kv"
         key = (*entry.path, purpose, sort, size)
-        bytes_so_far, _ = found.get(key, (0, layers))
-        found[key] = bytes_so_far + one, layers
+        bytes_so_far = found[key][0] if key in found else 0
+        found[key] = bytes_so_far + one, layers, everywhere
     merged: dict[tuple[_Sort, int, int], _Kind] = {}
-    for (group, part, _, sort, size), (slot_bytes, layers) in found.items():
+    for (group, part, _, sort, size), (slot_bytes, layers, everywhere) in found.items():
         alike = merged.get((sort, size, slot_bytes))
         merged[sort, size, slot_bytes] = _Kind(
             label=_name(sort, size) if alike is None else alike.label,
@@ -427,9 +433,10 @@ def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[
             size=size,
             slot_bytes=slot_bytes,
             layers=layers + (0 if alike is None else alike.layers),
+            all_layers=everywhere + (0 if alike is None else alike.all_layers),
             latent=(group, part, sort, size) in latents,
         )
-    return [kind for kind in merged.values() if kind.slot_bytes and kind.layers]
+    return [kind for kind in merged.values() if kind.slot_bytes and kind.all_layers]
 
 
 def _sort(span: Span) -> tuple[_Sort, int]:
@@ -478,7 +485,7 @@ class _Plan(Described):
 
     def lay_out(self, kinds: list[_Kind]) -> _Placed:
         """Return the blocks of a request, and how they are made up."""
-        if not kinds:
+        if not any(kind.layers for kind in kinds):
             return _Placed(None, None, (), list)
         if len({kind.alike for kind in kinds}) == 1:
             return self._uniform(kinds)
@@ -544,6 +551,8 @@ class _Plan(Described):
 
     def _wasted(self, kind: _Kind, tokens: int, *, whole: bool) -> list[Term[int]]:
         """Return what the blocks of one kind hold beyond what is needed."""
+        if not kind.layers:
+            return []
         if kind.sort == "state":
             more = self.state_blocks - 1
             copies = ((more, "copies"), (kind.layers, "layers"), (kind.slot_bytes, "bytes"))
@@ -591,21 +600,23 @@ class _Plan(Described):
 
     def _grouped(self, kinds: list[_Kind], blocks: list[int], page: int) -> _Placed:
         """Lay out groups of as many layers each, whose blocks all have one size."""
-        fewest = min(kind.layers for kind in kinds)
-        most = max(kind.layers for kind in kinds)
+        fewest = min(kind.all_layers for kind in kinds)
+        most = max(kind.all_layers for kind in kinds)
         # Where the kinds are nearly as many, padding the smaller one wastes less than cutting
         # the larger one.
         evened = 100 * most < (100 + self.profile.evened_groups_percent) * fewest
-        size = most if evened else fewest
+        counts = [-(-kind.all_layers // (most if evened else fewest)) for kind in kinds]
+        # The groups are those of the whole model; each stage has every so many layers of a kind.
+        size = max(-(-kind.layers // count) for kind, count in zip(kinds, counts, strict=True))
         groups = []
-        for kind, tokens in zip(kinds, blocks, strict=True):
+        for kind, tokens, count in zip(kinds, blocks, counts, strict=True):
             _, _, needed = self._held(kind, tokens, whole=False)
             groups.append(
                 CacheGroup(
                     label=kind.label,
                     layers=kind.layers,
                     layers_per_group=size,
-                    count=-(-kind.layers // size),
+                    count=count,
                     block_tokens=None if kind.sort == "state" else tokens,
                     page_bytes=page,
                     blocks=needed,

@@ -345,6 +345,64 @@ GPU KV cache size: {blocks * 64:,} tokens
     assert not plain
 
 
+def _as_vllm(
+    spec: ModelSpec, layout: Layout, context: int, pool: int, most: float
+) -> list[tuple[int, float]]:
+    """Blocks and concurrency on each stage, from lists of layers as vLLM makes them.
+
+    Source: vLLM, ``v1/core/kv_cache_utils.py`` (``_get_kv_cache_groups_uniform_page_size``,
+    ``_project_kv_cache_groups_to_worker``, ``get_max_concurrency_for_kv_cache_config``).
+    """
+    windows: list[int | None] = []
+    for run in spec.layers:
+        [part] = [part for part in run.layer.parts if hasattr(part, "kv_heads")]
+        windows += [getattr(part.span, "size", None)] * run.count
+    page = 16 * 2 * part.kv_heads * part.head_dim * 2
+    kinds: dict[int | None, list[int]] = {}
+    for number, window in enumerate(windows):
+        kinds.setdefault(window, []).append(number)
+    size = min(map(len, kinds.values()))
+    largest = max(map(len, kinds.values()))
+    if largest < size * most:
+        size = largest
+    groups = []
+    for window, numbers in kinds.items():
+        count = -(-len(numbers) // size)
+        groups += [(window, set(numbers[first::count])) for first in range(count)]
+    needed = 0
+    for window, _ in groups:
+        held = context if window is None else min(window - 1 + 8192, context)
+        needed += -(-held // 16) + (window is not None)
+    found, start = [], 0
+    for stage in layout.stages(spec):
+        here = set(range(start, start + stage.layers))
+        start += stage.layers
+        blocks = pool // page // max(len(numbers & here) for _, numbers in groups)
+        found.append((blocks, blocks / needed))
+    return found
+
+
+@pytest.mark.parametrize(("engine", "most"), [("vllm-0.11", 1.0), ("vllm-0.19", 1.5)])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4, 8, 13])
+@pytest.mark.parametrize(
+    "name", ["gemma-3-27b-it", "gemma-3-12b-it", "gemma-2-9b", "gpt-oss-20b", "gpt-oss-120b"]
+)
+def test_a_pipeline_has_the_groups_of_the_whole_model(
+    name: str, stages: int, engine: str, most: float
+) -> None:
+    spec, layout = load_model(name), Layout(pipeline_parallel=stages)
+    for context in (4096, 131072):
+        for rank, (blocks, concurrency) in enumerate(
+            _as_vllm(spec, layout, context, 40 * GiB, most)
+        ):
+            request = serving.allocate(
+                spec, context=context, kv="bf16", engine=engine, layout=layout, rank=rank
+            )
+            assert request.pool_blocks(40 * GiB) == blocks
+            assert request.concurrency(40 * GiB) == concurrency
+            assert request.bytes.total == request.request_bytes
+
+
 def test_nothing_held_is_no_limit() -> None:
     spec = load_model("state-spaces/mamba-130m-hf")
     request = serving.allocate(spec, context=1000, kv="bf16")
