@@ -83,6 +83,7 @@ CAUSES: Final = {
     "A144": "the model is not named, and its tokens are not what the pool holds",
     "A146": "taken as eight ranks; the layout is not stated",
     "A188": "the vision tower (SigLIP-2) is not counted",
+    "A194": "the checkpoint as it was first published, with 16 KV heads: each of the 8 twice",
     "A201": "Unsloth's own choice of layers that stay wide",
 }
 
