@@ -292,12 +292,22 @@ class Layout(Described):
         (1, 1, 1)
         """
         self.check(spec)
+        replica, stage, tensor_rank = self.place(number)
+        return Rank(self, self.stages(spec)[stage], replica, tensor_rank)
+
+    def place(self, number: Int) -> tuple[int, int, int]:
+        """Return the replica, the stage and the tensor-parallel rank of a rank.
+
+        >>> from llmcalc import Layout
+        >>> Layout(tensor_parallel=2, pipeline_parallel=2, data_parallel=2).place(7)
+        (1, 1, 1)
+        """
         place = whole_number(number, "rank")
         if place >= self.devices:
             raise InvalidValueError("rank", place, f"must be below the {self.devices} devices")
         rest, tensor_rank = divmod(place, self.tensor_parallel)
         replica, stage = divmod(rest, self.pipeline_parallel)
-        return Rank(self, self.stages(spec)[stage], replica, tensor_rank)
+        return replica, stage, tensor_rank
 
     def first_ranks(self, spec: ModelSpec) -> tuple[Rank, ...]:
         """Return the first rank of each stage: none of its stage holds more."""

@@ -312,12 +312,13 @@ def activation_peak(
     where = memory.checked_layout(tensor_parallel, layout)
     stages = where.pipeline_parallel
     rows = whole_number(known.sequences if sequences is None else sequences, "sequences")
+    block = known.block_tokens if block_tokens is None else block_tokens
     element = formats.get(dtype, "dtype").bytes(rows=1, columns=1)
     hidden = (spec.embed_dim, "hidden")
     size = (element, "bytes")
     counted = {
         "tokens": tokens,
-        "expanded": _expanded_tokens(known, rows, context, block_tokens),
+        "expanded": _expanded_tokens(rows, context, whole_number(block, "block_tokens", minimum=1)),
     }
     widest: list[tuple[str, _Part]] = []
     most = 0
@@ -374,19 +375,17 @@ def activation_peak(
 
 def _is_last(layout: Layout, rank: int | None) -> bool:
     """Whether a rank is of the last stage, which samples; without a rank that is the one meant."""
-    stages = layout.pipeline_parallel
-    return rank is None or rank // layout.tensor_parallel % stages == stages - 1
+    return rank is None or layout.place(rank)[1] == layout.pipeline_parallel - 1
 
 
-def _expanded_tokens(
-    known: Profile, sequences: int, context: int | None, block_tokens: int | None
-) -> int:
+def _expanded_tokens(sequences: int, context: int | None, block: int) -> int:
     """Return how many cached tokens latent attention expands at once in the profiling step.
 
     Source: vLLM, ``MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size``.
     """
-    block = known.block_tokens if block_tokens is None else block_tokens
-    most = _MOST_EXPANDED if context is None else max(8 * context, 4 * sequences * block)
+    most = _MOST_EXPANDED
+    if context is not None:
+        most = max(8 * whole_number(context, "context"), 4 * sequences * block)
     return max(min(most, _MOST_EXPANDED), sequences * block)
 
 

@@ -23,6 +23,7 @@ from llmcalc import (
 from llmcalc.errors import UnknownNameError
 from llmcalc.formats import Coverage, Rule
 from llmcalc.serving.logs import EngineLog
+from llmcalc.spec import Attention
 from llmcalc.strategies import dense_specs
 from tests.truth import rows
 
@@ -354,10 +355,12 @@ def _as_vllm(
     ``_project_kv_cache_groups_to_worker``, ``get_max_concurrency_for_kv_cache_config``).
     """
     windows: list[int | None] = []
+    pages = set()
     for run in spec.layers:
-        [part] = [part for part in run.layer.parts if hasattr(part, "kv_heads")]
+        [part] = [part for part in run.layer.parts if isinstance(part, Attention)]
         windows += [getattr(part.span, "size", None)] * run.count
-    page = 16 * 2 * part.kv_heads * part.head_dim * 2
+        pages.add(16 * 2 * part.kv_heads * part.head_dim * 2)
+    [page] = pages
     kinds: dict[int | None, list[int]] = {}
     for number, window in enumerate(windows):
         kinds.setdefault(window, []).append(number)
@@ -608,6 +611,17 @@ def test_formats_of_the_same_name_are_told_apart() -> None:
 
     four, eight = (_budget(weights=own(size)).weight_bytes for size in (4, 8))
     assert four < 0.7 * eight
+
+
+def test_what_no_step_has_is_refused() -> None:
+    for wrong in (
+        {"context": "long"}, {"context": -1}, {"block_tokens": 0}, {"rank": "first"}, {"rank": 1},
+        {"batched_tokens": 1.5}, {"sequences": True},
+    ):  # fmt: skip
+        arguments: dict[str, Any] = wrong
+        with pytest.raises(LlmcalcError, match=next(iter(wrong))):
+            serving.activation_peak(LLAMA, **arguments)
+    assert Layout(tensor_parallel=2, pipeline_parallel=3).place(5) == (0, 2, 1)
 
 
 def test_engines_take_their_share_elsewhere() -> None:
