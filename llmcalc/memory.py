@@ -579,7 +579,7 @@ def _cache_bytes(
     elements: Mapping[str, Format],
     ranks: tuple[Rank, ...],
     *,
-    held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
+    held: HeldSlots | None = None,
 ) -> Breakdown[Bytes, Any]:
     """Return what the rank holds, or of several the one that holds most, element by element."""
     pieces = cache_pieces(spec, context, elements, ranks[0], held)
@@ -615,7 +615,7 @@ def cache_pieces(
     context: Any,
     elements: Mapping[str, Format],
     rank: Rank,
-    held: Callable[[Cache, Any], Iterable[_Held]] | None = None,
+    held: HeldSlots | None = None,
 ) -> list[_CachePiece]:
     """Give what one layer of each kind holds of one request on a rank."""
     split = rank.attention
@@ -672,15 +672,18 @@ def request_totals(pieces: list[_CachePiece], ranks: tuple[Rank, ...]) -> list[A
 
 
 #: A shape, and how many slots of it are held as a named factor.
-_Held: TypeAlias = tuple[Axes, tuple[Any, str]]
+Held: TypeAlias = tuple[Axes, tuple[Any, str]]
+
+#: Gives what is held of a cache at a context.
+HeldSlots: TypeAlias = Callable[[Cache, Any], Iterable[Held]]
 
 
-def _held(cache: Cache, context: Any) -> Iterator[_Held]:
+def _held(cache: Cache, context: Any) -> Iterator[Held]:
     """Give what an engine holds."""
     yield cache.shape, (cache.span.slots(context), cache.span.slot_name)
 
 
-def _held_in_transformers(cache: Cache, context: Any) -> Iterator[_Held]:
+def _held_in_transformers(cache: Cache, context: Any) -> Iterator[Held]:
     """Give what transformers holds: where nothing else is stated, a window's last slot is not."""
     if cache.in_transformers is not None:
         for shape, span in cache.in_transformers:

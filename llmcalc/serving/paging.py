@@ -10,7 +10,8 @@ The policies:
 ``ideal``
     What the mathematics needs: a slot for each token that a layer still reads.
 ``contiguous``
-    The longest context is reserved for every request, as llama.cpp and static batches do.
+    The longest context is reserved for every request, as static batches do, and llama.cpp in
+    whole blocks of 256 cells, of a windowed layer for the window and one step.
 ``paged``
     Blocks of tokens, as vLLM allocates them. A request's last block is not full. A windowed layer
     holds the window and the tokens of one step (of two, where the engine schedules a step while
@@ -29,9 +30,9 @@ Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_util
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
@@ -43,6 +44,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format
 from llmcalc.layouts import Layout, Rank
 from llmcalc.serving.engines import Profile, profile
+from llmcalc.spec.items import Cache
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
 from llmcalc.units import Bytes, format_integer, format_quantity
@@ -203,12 +205,12 @@ def allocate(
 
     `engine` is a profile's name or a `Profile`, which gives the size of a block, the tokens of a
     step (`batched_tokens`: a windowed layer holds them beside its window) and whether layers of
-    several kinds are grouped; only ``paged`` reads it. `state_blocks` is how many copies of a
-    recurrent state a request has: 2 where prefix caching also keeps the one at the last block's
-    end (vLLM's ``mamba_cache_mode="align"``). `max_context` is what ``contiguous``
-    reserves, by default `context`. The other arguments are those of
-    `llmcalc.memory.kv_cache_bytes`; without a `rank`, a layout's figures are those of the rank that
-    holds most.
+    several kinds are grouped; ``contiguous`` reads it where an engine reserves cells, ``ideal``
+    does not. `state_blocks` is how many copies of a recurrent state a request has: 2 where prefix
+    caching also keeps the one at the last block's end (vLLM's ``mamba_cache_mode="align"``).
+    `max_context` is what ``contiguous`` reserves, by default `context`. The other arguments are
+    those of `llmcalc.memory.kv_cache_bytes`; without a `rank`, a layout's figures are those of the
+    rank that holds most.
 
     >>> from llmcalc import GiB, load_model, serving
     >>> gemma = load_model("google/gemma-2-9b")
@@ -221,44 +223,37 @@ def allocate(
     choice(policy, "policy", POLICIES)
     tokens = whole_number(context, "context")
     title = f"Cache of a request, {policy}"
+    known = profile(engine)
+    block = whole_number(
+        known.block_tokens if block_tokens is None else block_tokens, "block_tokens", minimum=1
+    )
+    step = whole_number(
+        known.batched_tokens if batched_tokens is None else batched_tokens,
+        "batched_tokens",
+        minimum=1,
+    )
+    copies = whole_number(state_blocks, "state_blocks", minimum=1)
+    elements = memory.cache_formats(kv, state, index)
+    held = held_caches(spec, elements, memory.checked_layout(tensor_parallel, layout), rank)
     if policy == "paged":
-        known = profile(engine)
-        block = known.block_tokens if block_tokens is None else block_tokens
-        step = known.batched_tokens if batched_tokens is None else batched_tokens
-        elements = memory.cache_formats(kv, state, index)
-        place = memory.checked_layout(tensor_parallel, layout)
-        return held_caches(spec, elements, place, rank).paged(
-            tokens,
-            known,
-            block_tokens=whole_number(block, "block_tokens", minimum=1),
-            batched_tokens=whole_number(step, "batched_tokens", minimum=1),
-            state_blocks=whole_number(state_blocks, "state_blocks", minimum=1),
+        return held.paged(
+            tokens, known, block_tokens=block, batched_tokens=step, state_blocks=copies
         )
-
-    replicas = memory.checked_layout(tensor_parallel, layout).data_parallel
-
-    def needed(slots: int) -> Breakdown[Bytes]:
-        return memory.kv_cache_bytes(
-            spec,
-            context=slots,
-            kv=kv,
-            state=state,
-            index=index,
-            batch=replicas,  # one for each
-            tensor_parallel=tensor_parallel,
-            layout=layout,
-            rank=rank,
-        )
-
-    ideal = needed(tokens)
-    leaves = _ideal(ideal)
-    if policy == "contiguous":
-        reserved = tokens if max_context is None else whole_number(max_context, "max_context")
+    reserved = tokens
+    if policy == "contiguous" and max_context is not None:
+        reserved = whole_number(max_context, "max_context")
         if reserved < tokens:
             raise InvalidValueError("max_context", reserved, f"must reach context ({tokens})")
+    number = held.most(reserved)
+    ideal = held.needed(tokens, number)
+    leaves = _ideal(ideal)
+    if policy == "contiguous":
+        cells = _cells(block, step) if known.pool_rule == "cells" else None
         leaves += [
             Term(("reserved", *whole.path), ((whole.value - part.value, "bytes"),))
-            for whole, part in zip(needed(reserved).terms, ideal.terms, strict=True)
+            for whole, part in zip(
+                held.needed(reserved, number, cells).terms, ideal.terms, strict=True
+            )
         ]
     return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
 
@@ -346,7 +341,7 @@ class Held:
         state_blocks: int,
     ) -> Allocation:
         """Return what a request takes in blocks."""
-        number, spec, elements = self._most(context), self._spec, self._elements
+        number = self.most(context)
         rank, kinds = self.ranks[number], self.kinds[number]
         layout, flights = rank.layout, engine.batches_in_flight
         if flights > 1 and layout.pipeline_parallel > 1:
@@ -364,9 +359,7 @@ class Held:
         placed = plan.lay_out(kinds)
 
         def leaves() -> list[Term[int]]:
-            pieces = memory.cache_pieces(spec, context, elements, rank)
-            ideal = memory.held_bytes(pieces, layout.data_parallel, (rank,))
-            return [*_ideal(ideal), *placed.wasted()]
+            return [*_ideal(self.needed(context, number)), *placed.wasted()]
 
         return Allocation(
             policy="paged",
@@ -379,13 +372,39 @@ class Held:
             shards=shards,
         )
 
-    def _most(self, context: int) -> int:
+    def needed(
+        self, context: int, number: int, held: memory.HeldSlots | None = None
+    ) -> Breakdown[Bytes]:
+        """Return what a request of its replica holds on one of the ranks, or with `held` slots."""
+        rank = self.ranks[number]
+        pieces = memory.cache_pieces(self._spec, context, self._elements, rank, held)
+        return memory.held_bytes(pieces, rank.layout.data_parallel, (rank,))
+
+    def most(self, context: int) -> int:
         """Return which of the ranks holds most."""
         if len(self.ranks) == 1:
             return 0
         pieces = memory.cache_pieces(self._spec, context, self._elements, self.ranks[0])
         totals = memory.request_totals(pieces, self.ranks)
         return totals.index(max(totals))
+
+
+def _cells(block: int, step: int) -> memory.HeldSlots:
+    """Return the cells that llama.cpp reserves: whole blocks, and of a window a step's beside it.
+
+    Source: llama.cpp, ``src/llama-context.cpp`` (``n_ctx``) and ``src/llama-kv-cache-iswa.cpp``.
+    """
+
+    def held(cache: Cache, context: Any) -> Iterator[memory.Held]:
+        span = cache.span
+        slots = span.slots(context)
+        if isinstance(span, Window | Chunk):
+            slots = -(-min(context, span.size + step) // block) * block
+        elif _sort(span)[0] == "full":
+            slots = -(-context // block) * block
+        yield cache.shape, (slots, "cells")
+
+    return held
 
 
 def held_caches(

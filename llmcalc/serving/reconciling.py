@@ -533,6 +533,8 @@ def _compare(
     free, fraction = log.figure("free_after_weights"), log.value("share")
     if known.pool_rule == "free" and free is not None and fraction is not None:
         sizes["pool"] = "pool", int(free.value * fraction)
+    if answer is not None and request is not None and _are_cells(log, known, request):
+        sizes["pool"] = "pool", answer.allocation.request_bytes
     comparisons = []
     for term, (name, computed) in sizes.items():
         figure = log.figure(name)
@@ -559,6 +561,20 @@ def _compare(
         count = _slots if one_each else _capacity
         comparisons += count(log, request, _pool(log), identities)
     return comparisons, identities
+
+
+def _are_cells(log: EngineLog, known: Profile, request: Allocation) -> bool:
+    """Whether the pool is the cells of one context, all in one format.
+
+    States stand apart; windows of several sequences, or beside a quantised cache, have their own
+    cells and formats.
+    """
+    if known.pool_rule != "cells" or any(group.block_tokens is None for group in request.groups):
+        return False
+    kept = {str(log.settings.get(name)) for name in ("kv_format", "v_format")} - {"None"}
+    windows = any(group.label.startswith(("window", "chunk")) for group in request.groups)
+    alone = (log.count("sequences") or 1) == 1 and kept <= {"f16", "bf16", "f32"}
+    return len(kept) <= 1 and (alone or not windows)
 
 
 def _pool(log: EngineLog) -> tuple[float, float] | None:

@@ -492,7 +492,7 @@ def test_llama_cpp_states_the_type_of_its_file() -> None:
     answer = serving.reconcile(LLAMA, "meta-llama/Llama-3.1-8B")
     assert answer, answer.explanation
     assert answer["weights"].agrees
-    assert answer["pool"].printed == 1024 * MiB
+    assert answer["pool"].printed == answer["pool"].computed == 1024 * MiB
     # Without the type nobody knows what the weights should take.
     silent = serving.reconcile(LLAMA.replace("file type", "type"), "meta-llama/Llama-3.1-8B")
     assert silent
@@ -529,6 +529,10 @@ V (f16):   87.00 MiB
     assert answer, answer.explanation
     assert answer["tokens"].printed == 32768
     assert answer["tokens"].agrees
+    assert answer["pool"].printed == answer["pool"].computed == 814 * MiB
+    # Of several sequences nobody knows the cells of windows.
+    several = text.replace("n_ctx ", "n_seq_max     = 2\nllama_context: n_ctx ")
+    assert serving.reconcile(several, gemma)["pool"].computed is None
     assert (
         "tokens = what the printed pool holds"
         in serving.reconcile(

@@ -631,6 +631,16 @@ def test_engines_take_their_share_elsewhere() -> None:
     assert free.pool_bytes == int((80 * GiB - free.weight_bytes) * 0.9)
     cells = _budget(engine="llama.cpp", context=4096)
     assert cells.allocation.policy == "contiguous"
+    assert cells.allocation.request_bytes == 4096 * 131072
+    # Cells come in blocks of 256; windowed layers have a step's beside the window.
+    padded = _budget(engine="llama.cpp", context=5000).allocation
+    assert padded.request_bytes == 5120 * 131072
+    assert dict(padded.bytes.by()) == {"ideal": 5000 * 131072, "reserved": 120 * 131072}
+    gemma = load_model("google/gemma-3-4b-it")
+    request = serving.allocate(
+        gemma, context=32768, kv="fp16", policy="contiguous", engine="llama.cpp"
+    )
+    assert request.request_bytes == (32768 * 5 + (1024 + 512) * 29) * 4096
     for answer in (static, free, cells):
         assert answer.explain()
 
