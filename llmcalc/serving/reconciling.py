@@ -419,13 +419,23 @@ def _is_quantised(spec: ModelSpec) -> bool:
 
 def _kv(log: EngineLog, dtype: str) -> str:
     stated = str(log.settings.get("kv_dtype", log.settings.get("kv_format", "auto")))
-    if "fp8_ds_mla" in {stated, log.settings.get("kv_layout")}:
-        return "fp8-ds-mla"
+    packed = _CACHES.get(str(log.settings.get("kv_layout")), _CACHES.get(stated))
+    if packed is not None:
+        return packed
     if stated.startswith(("fp8", "float8")):
         return "fp8"
     if stated in _DTYPES:
         return _DTYPES[stated]
     return dtype if stated in {"auto", "None"} else stated.upper()
+
+
+#: What vLLM calls caches with scales beside their values (``v1/kv_cache_interface.py``).
+_CACHES = {
+    "fp8_ds_mla": "fp8-ds-mla",
+    "fp8_per_token_head": "fp8-channel",
+    "int8_per_token_head": "int8-channel",
+    "nvfp4": "nvfp4",
+}
 
 
 def _state(log: EngineLog, dtype: str) -> str:

@@ -406,6 +406,27 @@ def test_a_pipeline_has_the_groups_of_the_whole_model(
             assert request.bytes.total == request.request_bytes
 
 
+@pytest.mark.parametrize(
+    ("stated", "head"),
+    [
+        ("auto", 2 * 128), ("fp8_e4m3", 128), ("fp8_per_token_head", 128 + 4),
+        ("int8_per_token_head", 128 + 4), ("nvfp4", 128 // 2 + 128 // 16),
+    ],
+)  # fmt: skip
+def test_a_log_says_what_the_cache_is_in(stated: str, head: int) -> None:
+    width, blocks = 32 * 8 * 2 * head, 20_000
+    log = f"""
+Initializing a V1 LLM engine (v0.19.0) with config: model='meta-llama/Llama-3.1-8B', \
+dtype=torch.bfloat16, max_seq_len=8192, kv_cache_dtype={stated}
+Available KV cache memory: {blocks * 16 * width / GiB:.2f} GiB
+GPU KV cache size: {blocks * 16:,} tokens
+""".replace("\\\n", "")
+    answer = serving.reconcile(log)
+    assert answer["bytes a token"].computed == width
+    assert answer["bytes a token"].agrees
+    assert answer
+
+
 def test_nothing_held_is_no_limit() -> None:
     spec = load_model("state-spaces/mamba-130m-hf")
     request = serving.allocate(spec, context=1000, kv="bf16")
