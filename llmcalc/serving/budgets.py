@@ -80,10 +80,7 @@ def loaded_weights(
     place = memory.checked_layout(tensor_parallel, layout)
     number = None if rank is None else whole_number(rank, "rank")
     element = formats.get(dtype, "dtype")
-    # What has no name is told apart as an object, which lives as long as what is kept.
-    rules = known.vocab_multiple, known.pool_rule, known.mxfp4_kernels
-    named = weights if type(weights) is str else id(weights)
-    key = ("loaded weights", named, id(element), rules, place, number)
+    key = ("loaded weights", *_told_apart(weights, element, known), place, number)
     found = spec.ledger.programs.get(key)
     if found is None:
         stored = memory.weight_bytes(spec, weights=weights, layout=place, rank=number)
@@ -91,6 +88,38 @@ def loaded_weights(
         loaded = Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
         found = spec.ledger.keep(key, (loaded, weights, element))
     return cast("Breakdown[Bytes]", found[0])
+
+
+def _told_apart(
+    weights: str | Format | Scheme, element: Format, known: Profile
+) -> tuple[object, ...]:
+    """Return what loaded weights depend on, beside their place.
+
+    What has no name is told apart as an object, which lives as long as what is kept.
+    """
+    named = weights if type(weights) is str else id(weights)
+    return named, id(element), known.vocab_multiple, known.pool_rule, known.mxfp4_kernels
+
+
+def _loaded_stages(
+    spec: ModelSpec, weights: str | Format | Scheme, element: Format, known: Profile, layout: Layout
+) -> tuple[Breakdown[Bytes], ...]:
+    """Return the loaded weights on the first rank of each stage, kept together."""
+    key = ("loaded stages", *_told_apart(weights, element, known), layout)
+    found = spec.ledger.programs.get(key)
+    if found is None:
+        loaded = tuple(
+            loaded_weights(
+                spec, weights=weights, dtype=element, engine=known, layout=layout, rank=rank
+            )
+            for rank in _first_ranks(layout)
+        )
+        found = spec.ledger.keep(key, (loaded, weights, element))
+    return cast("tuple[Breakdown[Bytes], ...]", found[0])
+
+
+def _first_ranks(layout: Layout) -> range:
+    return range(0, layout.pipeline_parallel * layout.tensor_parallel, layout.tensor_parallel)
 
 
 def _loaded(
@@ -677,13 +706,6 @@ def budget(
     peaks: dict[bool, Breakdown[Bytes]] = {}  # of the last stage, and of any other one
     requests: dict[int | None, Allocation] = {}  # by the rank that they are on
 
-    def weights_on(rank: int | None) -> Breakdown[Bytes]:
-        if weight_bytes is not None:
-            return _given("Loaded weights", weight_bytes, "weight_bytes")
-        return loaded_weights(
-            spec, weights=weights, dtype=dtype, engine=known, layout=place, rank=rank
-        )
-
     def activation_on(rank: int | None) -> Breakdown[Bytes]:
         if activation_bytes is not None or known.pool_rule != "total":
             given = 0 if activation_bytes is None else activation_bytes
@@ -720,8 +742,8 @@ def budget(
             rank=rank,
         )
 
-    def budget_on(rank: int | None, as_on: int | None) -> Budget:
-        loaded, activation = weights_on(rank), activation_on(rank)
+    def budget_on(rank: int | None, loaded: Breakdown[Bytes], as_on: int | None) -> Budget:
+        activation = activation_on(rank)
         if as_on not in requests:
             requests[as_on] = allocation_on(as_on)
         return Budget(
@@ -735,18 +757,32 @@ def budget(
             allocation=requests[as_on],
         )
 
-    if rank is not None or place.pipeline_parallel == 1:
-        return budget_on(rank, rank)
-    ranks = range(0, place.pipeline_parallel * place.tensor_parallel, place.tensor_parallel)
+    one = rank is not None or place.pipeline_parallel == 1
+    if weight_bytes is not None:
+        given = _given("Loaded weights", weight_bytes, "weight_bytes")
+        loaded = (given,) * (1 if one else place.pipeline_parallel)
+    elif one:
+        loaded = (
+            loaded_weights(
+                spec, weights=weights, dtype=dtype, engine=known, layout=place, rank=rank
+            ),
+        )
+    else:
+        loaded = _loaded_stages(spec, weights, formats.get(dtype, "dtype"), known, place)
+    if one:
+        return budget_on(rank, loaded[0], rank)
+    ranks = _first_ranks(place)
     alike = tuple(range(len(ranks)))
     if known.pool_rule != "cells":
         # Requests take as much on stages whose layers are alike.
         alike = held_caches(spec, memory.cache_formats(kv, state, index), place, None).alike
-    stages = [budget_on(one, ranks[first]) for one, first in zip(ranks, alike, strict=True)]
-    number = min(
-        range(len(stages)),
-        key=lambda number: (stages[number].pool_bytes >= 0, stages[number].concurrency or 0),
-    )
+    stages = [budget_on(ranks[n], loaded[n], ranks[first]) for n, first in enumerate(alike)]
+
+    def held(number: int) -> tuple[bool, float]:
+        pool = stages[number].pool_bytes
+        return pool >= 0, stages[number].allocation.concurrency(max(0, pool)) or 0
+
+    number = min(range(len(stages)), key=held)
     if alike[number] == number:
         return stages[number]
     return attrs.evolve(stages[number], allocation=allocation_on(ranks[number]))
