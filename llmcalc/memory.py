@@ -128,7 +128,10 @@ def parameters(
     """
     if tied_head not in ("once", "twice"):
         raise InvalidValueError("tied_head", tied_head, 'must be "once" or "twice"')
-    title, terms = f"Parameters of {spec.name}", map(_parameters, spec.ledger.tensors)
+    title, ledger = f"Parameters of {spec.name}", spec.ledger
+    terms: tuple[Term[int], ...] | None = ledger.programs.get("parameters")
+    if terms is None:
+        terms = ledger.keep("parameters", tuple(map(_parameters, ledger.tensors)))
     if tied_head == "once" or not spec.head.tied:
         return Breakdown(Params, title, terms)
     width = spec.embedding.width
