@@ -129,9 +129,40 @@ FLAT: Final[dict[str, str]] = {
 
 _TIED: Final = "tie_word_embeddings"
 
+#: Whether a head is tied is said by the larger model, whose head it is: ``tie_weights`` in
+#: ``modeling_utils.py`` asks its configuration. Of these it is tied where the section says so, too
+#: (``__post_init__`` in their ``configuration_<type>.py``).
+_TIED_BY_EITHER: Final = frozenset(
+    (
+        "fast_vlm",
+        "glm4v",
+        "glm4v_moe",
+        "glm_ocr",
+        "hunyuan_vl",
+        "llava",
+        "llava_next_video",
+        "llava_onevision",
+        "minimax_m3_vl",
+        "paddleocr_vl",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "shieldgemma2",
+        "video_llama_3",
+    )
+)
+
+#: Their part is a whole language model, whose section alone says whether its head is tied.
+_TIED_BY_SECTION: Final = frozenset(
+    ("blip-2", "instructblip", "instructblipvideo", "llama4", "vibevoice")
+)
+
+#: Their modules tie no head, whatever is said (no ``_tied_weights_keys``).
+_NEVER_TIED: Final = frozenset(
+    ("audioflamingo3", "cosmos3_edge", "musicflamingo", "qwen2_audio", "vibevoice_asr", "voxtral")
+)
+
 #: What the whole model may state once for all of its parts.
 _SHARED: Final = (
-    _TIED,
     "dtype",
     "torch_dtype",
     "quantization_config",
@@ -161,7 +192,7 @@ def language_model(
         if section is None:
             break
         shared = {field: values[field] for field in _SHARED if field in values}
-        usual = LANGUAGE_MODELS.get(model_type)
+        wrapper, usual, whole = model_type, LANGUAGE_MODELS.get(model_type), values
         values = values[section]
         path += f"{section}."
         for key in values:
@@ -172,12 +203,30 @@ def language_model(
             raise LlmcalcError(f"{path}model_type: is missing; it names the language model's type")
         if not isinstance(given, str):
             raise InvalidValueError(f"{path}model_type", given, "must be a string")
-        fields, model_type = {**shared, **values}, given
-        if model_type in HEADLESS and _TIED in shared:
-            fields[_TIED] = shared[_TIED]
-        values = fields
+        values, model_type = {**shared, **_with_tie(values, whole, wrapper, given)}, given
         if model_type in known:
             return Inner(values, model_type, path[:-1])
     if model_type in FLAT and "hidden_size" in values:
         return Inner(values, FLAT[model_type], path[:-1])
     return Inner(values, model_type, path[:-1]) if path else None
+
+
+def _with_tie(
+    section: Mapping[str, Any], whole: Mapping[str, Any], wrapper: str, part: str
+) -> dict[str, Any]:
+    """Return the fields of a section, with what the larger model says of the head.
+
+    Where that says nothing, the section's word is taken, not the default of the larger model's
+    class: older files say there alone whether the head is tied. Of a larger model that transformers
+    does not have, the section's word goes before.
+    """
+    said = whole.get(_TIED)
+    if wrapper in _NEVER_TIED:
+        return {**section, _TIED: False}
+    if wrapper in _TIED_BY_SECTION or said is None:
+        return {**section}
+    if wrapper in _TIED_BY_EITHER and said is False:
+        return {**section}
+    if wrapper in LANGUAGE_MODELS or part in HEADLESS:
+        return {**section, _TIED: said}
+    return {_TIED: said, **section}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForMultimodalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llmcalc import LlmcalcError, ModelSpec, load_model, memory, roofline
@@ -93,10 +96,42 @@ def test_the_larger_model_ties_a_head_that_only_it_has(outside: bool, inside: bo
     assert load_model(whole).head.tied is outside
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_of_an_unknown_larger_model_the_section_says_whether_the_head_is_tied(inside: bool) -> None:
+    text = {**LLAMA, "tie_word_embeddings": inside}
+    whole = {"model_type": "mine", "tie_word_embeddings": not inside, "llm_config": text}
+    assert load_model(whole).head.tied is inside
+    thinker = {"model_type": "qwen2_5_omni_thinker", "tie_word_embeddings": inside}
+    omni = {"model_type": "qwen2_5_omni", "tie_word_embeddings": not inside}
+    nested = {**omni, "thinker_config": {**thinker, "text_config": {**LLAMA}}}
+    assert load_model(nested).head.tied is inside
+
+
 def test_a_head_of_its_own_is_tied_by_its_own_section() -> None:
     text = {**LLAMA, "tie_word_embeddings": True}
     whole = {"model_type": "llava", "tie_word_embeddings": False, "text_config": text}
     assert load_model(whole).head.tied
+
+
+@pytest.mark.parametrize("section", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "wrapper", ["mistral3", "llava", "gemma3", "qwen2_vl", "glm4v", "blip-2", "qwen2_audio"]
+)
+def test_a_head_is_tied_where_the_module_of_the_larger_model_ties_it(
+    wrapper: str, whole: bool, section: bool
+) -> None:
+    config = CONFIG_MAPPING[wrapper]()
+    written = json.loads(config.to_json_string(use_diff=False))
+    written["tie_word_embeddings"] = whole
+    written["text_config"]["tie_word_embeddings"] = section
+    arguments = {name: value for name, value in written.items() if name != "model_type"}
+    with torch.device("meta"):
+        module = AutoModelForMultimodalLM.from_config(  # type: ignore[no-untyped-call]
+            CONFIG_MAPPING[wrapper](**arguments)
+        )
+    head, table = module.get_output_embeddings(), module.get_input_embeddings()
+    assert load_model(written).head.tied is (head.weight is table.weight)
 
 
 @pytest.mark.parametrize(
