@@ -10,7 +10,8 @@
 * `is_array`: whether something is an array with a dimension.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `at_most`: a product, or what limits it.
-* `size`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of descriptions.
+* `size`, `size_or_zero`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of
+  descriptions.
 * `same`: whether two values, numbers or arrays, are equal.
 * `evaluate`: a fold over workload arguments that may be integers or integer arrays.
 * `elementwise`: a scalar function over such arguments, called for each element.
@@ -54,6 +55,7 @@ __all__ = [
     "same",
     "several",
     "size",
+    "size_or_zero",
     "smaller",
     "tile_size",
     "whole_number",
@@ -187,6 +189,12 @@ def size(_instance: object, attribute: Attribute[Any], value: object) -> None:
     """Check a size of a description (an `attrs` validator): a plain integer from 1 to 2**48."""
     if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
         raise InvalidValueError(attribute.name, value, "must be an int from 1 to 2**48")
+
+
+def size_or_zero(_instance: object, attribute: Attribute[Any], value: object) -> None:
+    """Check a size of what may have none (an `attrs` validator): an integer from 0 to 2**48."""
+    if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
+        raise InvalidValueError(attribute.name, value, "must be an int from 0 to 2**48")
 
 
 def flag(_instance: object, attribute: Attribute[Any], value: object) -> None:

@@ -1,6 +1,7 @@
 """What transformers computes with plain PyTorch, where that is more than the model needs.
 
 * `Eager`: one step of a model in transformers' eager modules, without optional kernels.
+* `at_hand`: the span whose positions its caches keep.
 
 PyTorch's FLOP counter counts these modules: padded convolutions, recurrences as products of whole
 chunks, attention over the full square.
@@ -14,9 +15,24 @@ import attrs
 
 from llmcalc.boundary import smaller
 from llmcalc.spec.items import Conv, EagerScan
-from llmcalc.spec.spans import Span
+from llmcalc.spec.spans import Chunk, Full, Span, Window
 
-__all__ = ["Eager"]
+__all__ = ["Eager", "at_hand"]
+
+
+def at_hand(span: Span) -> Span:
+    """Return the span whose positions transformers keeps at hand: the layer's own, but for one.
+
+    Before a step it keeps one position less than a window or a chunk has. Of a single position it
+    keeps all: its slice of the last zero positions is a slice of all of them
+    (``DynamicSlidingWindowLayer.update`` in ``cache_utils.py``).
+
+    >>> from llmcalc.eager import at_hand
+    >>> from llmcalc.spec import Window
+    >>> at_hand(Window(8)), at_hand(Window(1))
+    (Window(size=8), Full())
+    """
+    return Full() if isinstance(span, Window | Chunk) and span.size == 1 else span
 
 
 @attrs.frozen
@@ -29,10 +45,6 @@ class Eager:
     new: Any
     past: Any
     bound: bool = False
-
-    def pairs(self, span: Span) -> Any:
-        """Return the (query, key) pairs: each query meets all keys at hand."""
-        return self.new * span.present(self.new, self.past)
 
     def attended(self, span: Span) -> Any:
         """Return the pairs that are attended, where no other is computed."""
@@ -60,11 +72,18 @@ class Eager:
         """Return the pairs of positions that share a chunk."""
         tokens, rest = self._tokens(scan), 0
         if scan.rest != "padded" and not self.bound:
-            rest = self.new % scan.chunk
+            rest = self._rest(scan)
         pairs = (tokens - rest) * scan.chunk
         if scan.rest == "part":
             pairs = pairs + rest * rest
         return self._in_chunks(scan) * pairs
+
+    def _rest(self, scan: EagerScan) -> Any:
+        """Return the tokens that fill no chunk."""
+        if scan.piece is None:
+            return self.new % scan.chunk
+        whole, last = self.new // scan.piece, self.new % scan.piece
+        return whole * (scan.piece % scan.chunk) + last % scan.chunk
 
     def across(self, scan: EagerScan) -> Any:
         """Return the pairs of chunks, with the state before the first as one more."""

@@ -55,6 +55,7 @@ from llmcalc.boundary import (
 )
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
+from llmcalc.eager import at_hand
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Uniform
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
@@ -691,11 +692,13 @@ def _held_in_transformers(cache: Cache, context: Any) -> Iterator[Held]:
     if cache.in_transformers is not None:
         for shape, span in cache.in_transformers:
             yield shape, (span.slots(context), span.slot_name)
-    elif isinstance(cache.span, Window | Chunk):
-        slots = smaller(context, cache.span.size - 1)
-        yield cache.shape, (slots, f"tokens (window {cache.span.size} - 1)")
+        return
+    span = at_hand(cache.span)
+    if isinstance(span, Window | Chunk):
+        slots = smaller(context, span.size - 1)
+        yield cache.shape, (slots, f"tokens (window {span.size} - 1)")
     else:
-        yield from _held(cache, context)
+        yield cache.shape, (span.slots(context), span.slot_name)
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)

@@ -1,4 +1,8 @@
-"""Small models run for real: what their caches hold, and the FLOPs that PyTorch counts."""
+"""Small models run for real: what their caches hold, and the FLOPs that PyTorch counts.
+
+* `measure`: what a run measures.
+* `counted_flops`, `cache_bytes`: what the library says of the same.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from llmcalc import ModelSpec, memory, roofline
 from tests.modules import new_module
 
 BATCH, TOKENS = 2, 24
@@ -46,6 +51,22 @@ def measure(config: Any) -> Measured:
         step: dict[str, Any] = {"input_ids": tokens[:, :1], argument: cache, "use_cache": True}
         decode_flops, result = _counted(module, **step)
         return Measured(prefill_flops, decode_flops, prefill_cache, _bytes(result[name]))
+
+
+def counted_flops(spec: ModelSpec, new: int, past: int) -> int:
+    """Return the FLOPs of a step of `BATCH` requests, by the convention of transformers."""
+    flops = roofline.flops(
+        spec, batch=BATCH, new=new, past=past, logits="all", convention="transformers"
+    )
+    return int(flops.total)
+
+
+def cache_bytes(spec: ModelSpec, context: int) -> int:
+    """Return the bytes that `BATCH` requests hold in float32, as transformers holds them."""
+    held = memory.kv_cache_bytes(
+        spec, context=context, batch=BATCH, kv="fp32", state="fp32", policy="transformers"
+    )
+    return int(held.total)
 
 
 def _counted(module: Any, **arguments: Any) -> tuple[int, Any]:

@@ -203,8 +203,9 @@ def falcon(config: Config, name: str) -> ModelSpec:
     embed = config.required_size("hidden_size")
     new = config.optional_flag("new_decoder_architecture")
     alibi = config.optional_flag("alibi")
-    kv_heads = config.optional_size("num_kv_heads")
-    if not new:
+    if new:
+        kv_heads = config.optional_size("num_kv_heads")
+    else:
         kv_heads = 1 if config.optional_flag("multi_query") else None
     bias = config.optional_flag("bias")
     mixer = _attention(

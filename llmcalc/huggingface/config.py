@@ -202,12 +202,22 @@ class Config:
 
     def count(self, name: str) -> int:
         """Return a number of things, which may be none."""
-        value = self.get(name)
+        return self._count(name, self.get(name))
+
+    def required_count(self, name: str) -> int:
+        """Return a number that the file itself must state, and that may be zero."""
+        return self._count(name, self._find(name, required=True))
+
+    def _count(self, name: str, value: object) -> int:
         if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
             raise InvalidValueError(
                 self._aliases.get(name, name), value, "must be an integer from 0 to 2**48"
             )
         return value
+
+    def limit(self, name: str) -> int | None:
+        """Return a limit or a size, `None` where the field is null or zero."""
+        return None if self.get(name) is None else self.count(name) or None
 
     def overridden(self, values: Mapping[str, Any]) -> Config:
         """Return the configuration with other values of some fields."""
@@ -333,7 +343,8 @@ class Config:
         """Return the error of a part as one of the fields that the part was made of."""
         if error.field.partition(":")[0] in self._values or self.knows(error.field):
             return error
-        sizes = {name: value for name, value in self._values.items() if type(value) is int}
+        read = {name: value for name, value in self._values.items() if name in self._read}
+        sizes = {name: value for name, value in read.items() if type(value) is int}
         same = [name for name, value in sizes.items() if value == error.value and value > 1]
         if same:
             from difflib import SequenceMatcher

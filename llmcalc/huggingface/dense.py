@@ -149,16 +149,19 @@ def _qwen(config: Config) -> list[Kind]:
 
     Source: ``models/qwen2/configuration_qwen2.py``.
     """
-    window = config.optional_size("sliding_window")
+    windows = config.optional_flag("use_sliding_window")
+    kinds = window_kinds(config, lambda index: windows and _is_after(config, index))
+    positions = rotary(config)
+    spans: dict[str, Span] = {SLIDING: window_span(config) if windows else Full(), FULL: Full()}
+    return [(spans[kind], positions) for kind in kinds]
+
+
+def _is_after(config: Config, index: int) -> bool:
+    """Whether a layer is not among the first ``max_window_layers``."""
     first = config.get("max_window_layers")
     if type(first) is not int:
         raise InvalidValueError("max_window_layers", first, "must be an integer")
-    kinds = window_kinds(config, lambda index: index >= first)
-    positions = rotary(config)
-    if window is None or not config.optional_flag("use_sliding_window"):
-        return [(Full(), positions)] * len(kinds)
-    spans: dict[str, Span] = {SLIDING: Window(window), FULL: Full()}
-    return [(spans[kind], positions) for kind in kinds]
+    return index >= first
 
 
 def _smollm3(config: Config) -> list[Kind]:

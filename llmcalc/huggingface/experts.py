@@ -5,6 +5,7 @@ modelling source of transformers, which it names. They share:
 
 * `mixture`: a model whose layers have experts, or a dense feed-forward, by a plan.
 * `experts`: the mixture of experts of the usual fields.
+* `shared_expert`: the expert that all tokens share.
 * `further`: the modules that predict further tokens, of the usual fields.
 * `dense_first`, `mlp_kinds`: plans of the layers that have experts.
 """
@@ -97,6 +98,7 @@ __all__ = [
     "phimoe",
     "qwen2_moe",
     "qwen3_moe",
+    "shared_expert",
     "solar_open",
     "step3p5",
 ]
@@ -122,11 +124,9 @@ def experts(
     """
     width = config.required_size(inner)
     expert = feed_forward(config, inner_dim=width, bias=bias)
-    count = 0 if shared_count is None else config.count(shared_count)
-    if count:
-        options["shared"] = feed_forward(config, inner_dim=width * count, bias=shared_bias)
-    elif shared_bias:
-        options["output_bias"] = True  # of a shared expert without width
+    if shared_count is not None:
+        shared_width = width * config.count(shared_count)
+        options["shared"] = feed_forward(config, inner_dim=shared_width, bias=shared_bias)
     if balanced:
         idle = options.get("no_op_experts") or 0
         options.setdefault("balanced_choices", config.required_size(number) + idle)
@@ -136,6 +136,11 @@ def experts(
         expert=expert,
         **options,
     )
+
+
+def shared_expert(config: Config, field: str = "shared_expert_intermediate_size") -> FeedForward:
+    """Compose the expert that all tokens share, whose width may be zero."""
+    return feed_forward(config, inner_dim=config.required_count(field))
 
 
 #: What is said of a model whose ``num_experts_per_tok`` is null.
@@ -210,13 +215,14 @@ def dense_first(config: Config, field: str = "first_k_dense_replace") -> list[bo
     return [index >= first for index in range(config.num_layers())]
 
 
-def mlp_kinds(config: Config, first_dense: int | str) -> list[bool]:
+def mlp_kinds(config: Config, first_dense: int | str, *, longer: bool = False) -> list[bool]:
     """Return which layers have experts, from ``mlp_layer_types``; null is all but the first few.
 
-    `first_dense` is how many these are, or the field that says so.
+    `first_dense` is how many these are, or the field that says so; `longer` is that of
+    `layer_kinds`.
     """
     layers = config.num_layers()
-    kinds = layer_kinds(config, layers, ("dense", "sparse"), "mlp_layer_types")
+    kinds = layer_kinds(config, layers, ("dense", "sparse"), "mlp_layer_types", longer=longer)
     if kinds is not None:
         return [kind == "sparse" for kind in kinds]
     first = config.count(first_dense) if isinstance(first_dense, str) else first_dense
@@ -237,9 +243,9 @@ def _sandwich(norm: Norm, *parts: Part) -> Layer:
     return Layer(blocks=tuple(Block(part=part, norm=norm, post_norm=norm) for part in parts))
 
 
-def _spans(config: Config) -> dict[str, Span]:
-    """Return the span of each kind of layer; a null window is none."""
-    return {FULL: Full(), SLIDING: window_span(config)}
+def _span(config: Config, kind: str) -> Span:
+    """Return the span of a kind of layer; a null window is none, and is read where it is used."""
+    return window_span(config) if kind == SLIDING else Full()
 
 
 def _head_norms(config: Config, **options: Any) -> dict[str, Any]:
@@ -265,11 +271,15 @@ def mixtral(config: Config, name: str) -> ModelSpec:
 
 
 def phimoe(config: Config, name: str) -> ModelSpec:
-    """Read a Phi-3.5-MoE: LayerNorm, and biases by flags (``models/phimoe/modeling_phimoe.py``)."""
+    """Read a Phi-3.5-MoE: LayerNorm, and biases by flags.
+
+    The router of transformers picks two experts whatever the config says
+    (``models/phimoe/modeling_phimoe.py``).
+    """
     return mixture(
         config,
         name,
-        lambda: experts(config, "num_local_experts", "intermediate_size"),
+        lambda: experts(config, "num_local_experts", "intermediate_size", active_in_transformers=2),
         mixer=lambda _: _attention(
             config, span=window_span(config), positions=rotary(config), **_biases(config)
         ),
@@ -297,14 +307,17 @@ def granitemoe_swa(config: Config, name: str) -> ModelSpec:
     A layer whose ``layer_rope_theta`` is zero or null has no positions
     (``models/granitemoe_swa/modeling_granitemoe_swa.py``).
     """
-    spans = _spans(config)
     return mixture(
         config,
         name,
         lambda: _granite_experts(config),
         kinds=window_kinds(config, lambda index: index % 4 != 0),
         mixer=lambda kind: _attention(
-            config, span=spans[kind], positions=rotary(config), sinks=True, **_biases(config)
+            config,
+            span=_span(config, kind),
+            positions=rotary(config),
+            sinks=True,
+            **_biases(config),
         ),
     )
 
@@ -326,11 +339,10 @@ def olmoe(config: Config, name: str) -> ModelSpec:
     (``models/olmoe/modeling_olmoe.py``).
     """
     embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
-    width = config.extra_size("head_dim")
-    if width is not None and width * heads != embed:
-        raise InvalidValueError(
-            "head_dim", width, f"must be hidden_size ({embed}) / num_attention_heads ({heads})"
-        )
+    width, derived = config.extra_size("head_dim"), head_dim(embed, heads)
+    if width not in {None, derived}:
+        rule = f"must be hidden_size ({embed}) / num_attention_heads ({heads})"
+        raise InvalidValueError("head_dim", width, rule)
     return mixture(
         config,
         name,
@@ -377,7 +389,7 @@ def qwen2_moe(config: Config, name: str) -> ModelSpec:
         lambda: experts(
             config,
             "num_experts",
-            shared=feed_forward(config, "shared_expert_intermediate_size"),
+            shared=shared_expert(config),
             shared_gate=True,
         ),
         sparse=_qwen_sparse(config),
@@ -432,18 +444,16 @@ def flint(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/flint/configuration_flint.py``, ``modeling_flint.py``.
     """
-    spans, last = _spans(config), config.num_layers() - 1
+    last = config.num_layers() - 1
     return mixture(
         config,
         name,
-        lambda: experts(
-            config, "num_experts", shared=feed_forward(config, "shared_expert_intermediate_size")
-        ),
+        lambda: experts(config, "num_experts", shared=shared_expert(config)),
         sparse=_qwen_sparse(config, default=(0, 1)),
         kinds=window_kinds(config, lambda index: index > 1 and index % 4 != 1 and index != last),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config) if kind == SLIDING else None,
             sinks=True,
             **_head_norms(config, **_biases(config)),
@@ -456,7 +466,6 @@ def mellum(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/mellum/configuration_mellum.py``, ``modeling_mellum.py``.
     """
-    spans = _spans(config)
     thetas = {FULL: 500_000.0, SLIDING: 10_000.0}
     return mixture(
         config,
@@ -467,7 +476,7 @@ def mellum(config: Config, name: str) -> ModelSpec:
         kinds=window_kinds(config, lambda _: False),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config, kind=kind, theta=thetas[kind]),
             **_head_norms(config, **_biases(config)),
         ),
@@ -583,7 +592,7 @@ def _deepseek_sparse(config: Config) -> list[bool]:
     first = config.count("first_k_dense_replace") if config.knows("first_k_dense_replace") else 1
     every = config.size("moe_layer_freq") if config.knows("moe_layer_freq") else 1
     if config.knows("mlp_layer_types") and config.get("mlp_layer_types") is not None:
-        return mlp_kinds(config, first)
+        return mlp_kinds(config, first, longer=True)
     return [index >= first and index % every == 0 for index in range(config.num_layers())]
 
 
@@ -592,7 +601,6 @@ def dots1(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/dots1/configuration_dots1.py``, ``modeling_dots1.py``.
     """
-    spans = _spans(config)
     return mixture(
         config,
         name,
@@ -600,11 +608,14 @@ def dots1(config: Config, name: str) -> ModelSpec:
         sparse=dense_first(config),
         kinds=window_kinds(
             config,
-            lambda index: spans[SLIDING] != Full() and index >= config.count("max_window_layers"),
+            lambda index: (
+                config.get("sliding_window") is not None
+                and index >= config.count("max_window_layers")
+            ),
         ),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config),
             **_head_norms(config, **_biases(config)),
         ),
@@ -616,8 +627,7 @@ def exaone_moe(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/exaone_moe/configuration_exaone_moe.py``, ``modeling_exaone_moe.py``.
     """
-    spans = _spans(config)
-    everywhere = spans[SLIDING] == Full()
+    everywhere = config.get("sliding_window") is None
     return mixture(
         config,
         name,
@@ -629,7 +639,7 @@ def exaone_moe(config: Config, name: str) -> ModelSpec:
         ),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config) if kind == SLIDING or everywhere else None,
             **_head_norms(config),
         ),
@@ -705,7 +715,6 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/gpt_oss/configuration_gpt_oss.py``, ``modeling_gpt_oss.py``.
     """
-    spans = _spans(config)
     return mixture(
         config,
         name,
@@ -714,7 +723,11 @@ def gpt_oss(config: Config, name: str) -> ModelSpec:
         ),
         kinds=window_kinds(config, lambda index: index % 2 == 0),
         mixer=lambda kind: _attention(
-            config, span=spans[kind], positions=rotary(config), sinks=True, **_biases(config)
+            config,
+            span=_span(config, kind),
+            positions=rotary(config),
+            sinks=True,
+            **_biases(config),
         ),
     )
 
@@ -739,8 +752,10 @@ def ernie4_5_moe(config: Config, name: str) -> ModelSpec:
             config,
             "moe_num_experts",
             top_k="moe_k",
-            shared_count="moe_num_shared_experts",
-            shared_bias=bias and config.count("moe_num_shared_experts") > 0,
+            shared_count="moe_num_shared_experts"
+            if config.count("moe_num_shared_experts")
+            else None,
+            shared_bias=bias,
             router_correction=True,
         ),
         predicts=lambda make: predicted(
@@ -825,7 +840,7 @@ def llama4_text(config: Config, name: str) -> ModelSpec:
                 "num_local_experts",
                 "intermediate_size",
                 shared=feed_forward(config),
-                dense_in_transformers=True,
+                active_in_transformers=config.required_size("num_local_experts"),
             )
             if has_experts
             else feed_forward(config, "intermediate_size_mlp"),
@@ -866,8 +881,6 @@ def afmoe(config: Config, name: str) -> ModelSpec:
     Full layers, every fourth, have no positions (``models/afmoe/configuration_afmoe.py``,
     ``modeling_afmoe.py``).
     """
-    spans = _spans(config)
-
     return mixture(
         config,
         name,
@@ -880,7 +893,7 @@ def afmoe(config: Config, name: str) -> ModelSpec:
         ),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config) if kind == SLIDING else None,
             output_gate="element",
             **_head_norms(config, **_biases(config)),
@@ -896,14 +909,12 @@ def cohere2_moe(config: Config, name: str) -> ModelSpec:
     have no positions, unless the dense ones are all full (``models/cohere2_moe``).
     """
     first = config.count("first_k_dense_replace") if "first_k_dense_replace" in config else 0
-    spans = _spans(config)
     sparse = mlp_kinds(config, first)
-    before = config.size("prefix_dense_sliding_window_pattern")
-    all_turned = before == 1
+    all_turned = config.count("prefix_dense_sliding_window_pattern") == 1
 
     def is_window(index: int) -> bool:
         if index < first:
-            return (index + 1) % before != 0
+            return (index + 1) % config.size("prefix_dense_sliding_window_pattern") != 0
         return (index - first + 1) % config.size("sliding_window_pattern") != 0
 
     eps = config.get("rms_norm_eps")
@@ -912,21 +923,23 @@ def cohere2_moe(config: Config, name: str) -> ModelSpec:
     else:
         norm = rms_norm(config)
     kinds = window_kinds(config, is_window)
-    dense_inner = config.optional_size("prefix_dense_intermediate_size")
+    shared = "num_shared_experts" if config.count("num_shared_experts") else None
 
     def make(plan: tuple[str, bool]) -> Layer:
         kind, has_experts = plan
         has_rope = kind == SLIDING or (all_turned and not has_experts)
         mixer = _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config) if has_rope else None,
             **_biases(config),
         )
         inner: Part = (
-            experts(config, "num_experts", "intermediate_size", shared_count="num_shared_experts")
+            experts(config, "num_experts", "intermediate_size", shared_count=shared)
             if has_experts
-            else feed_forward(config, inner_dim=dense_inner)
+            else feed_forward(
+                config, inner_dim=config.optional_size("prefix_dense_intermediate_size")
+            )
         )
         return Layer(
             blocks=(ParallelBlock(norm=norm, blocks=(Block(part=mixer), Block(part=inner))),)
@@ -1013,21 +1026,20 @@ def kolibri1(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/kolibri1/configuration_kolibri1.py``, ``modeling_kolibri1.py``.
     """
-    spans = _spans(config)
-    everywhere = spans[SLIDING] == Full()
+    everywhere = config.get("sliding_window") is None
     return mixture(
         config,
         name,
         lambda: experts(
             config,
             "num_experts",
-            shared=feed_forward(config, "shared_expert_intermediate_size"),
+            shared=shared_expert(config),
             balanced=True,
         ),
         kinds=window_kinds(config, lambda index: (index + 1) % 5 != 0),
         mixer=lambda kind: _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=rotary(config) if kind == SLIDING or everywhere else None,
             **_head_norms(config),
         ),
@@ -1044,15 +1056,16 @@ def laguna(config: Config, name: str) -> ModelSpec:
     heads: Any = config.get("num_attention_heads_per_layer")
     if heads is None:
         heads = [config.required_size("num_attention_heads")] * layers
-    if not isinstance(heads, list | tuple) or len(heads) != layers:
+    whole = isinstance(heads, list | tuple) and all(type(number) is int for number in heads)
+    if not whole or len(heads) != layers:
         raise InvalidValueError(
-            "num_attention_heads_per_layer", heads, f"must list one number for each of {layers}"
+            "num_attention_heads_per_layer", heads, f"must list one integer for each of {layers}"
         )
     kinds = layer_kinds(config, layers, (FULL, SLIDING)) or [FULL] * layers
     gating = config.get("gating")
     if not isinstance(gating, bool | str):
         raise InvalidValueError("gating", gating, "must be true, false or a string")
-    norm, spans, bias = rms_norm(config), _spans(config), config.flag("attention_bias")
+    norm, bias = rms_norm(config), config.flag("attention_bias")
     kv_heads, width = config.required_size("num_key_value_heads"), config.size("head_dim")
 
     def make(plan: tuple[Any, str, bool]) -> Layer:
@@ -1066,14 +1079,14 @@ def laguna(config: Config, name: str) -> ModelSpec:
             value_bias=bias,
             output_bias=bias,
             rotary=rotary(config, kind=kind, fraction=0.5 if kind == FULL else 1.0),
-            span=spans[kind],
+            span=_span(config, kind),
             query_norm=norm,
             key_norm=norm,
             output_gate="head" if gating in (True, "per-head") else "element",
         )
         if not has_experts:
             return pre_norm(norm, mixer, feed_forward(config))
-        shared = feed_forward(config, "shared_expert_intermediate_size")
+        shared = shared_expert(config)
         return pre_norm(
             norm, mixer, experts(config, "num_experts", shared=shared, router_correction=True)
         )
@@ -1126,7 +1139,7 @@ def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
                 * index_size("index_topk_blocks", "sparse_topk_blocks")
             )
         return _attention(
-            config, positions=rotary(config, fraction=0.5), **_head_norms(config, **options)
+            config, positions=rotary(config, fraction=1.0), **_head_norms(config, **options)
         )
 
     return mixture(
@@ -1139,7 +1152,7 @@ def minimax_m3_vl_text(config: Config, name: str) -> ModelSpec:
                 "intermediate_size",
                 balanced=True,
                 shared=FeedForward(
-                    inner_dim=config.size("shared_intermediate_size"),
+                    inner_dim=config.count("shared_intermediate_size"),
                     gated=True,
                     activation="silu",
                 ),
@@ -1167,14 +1180,14 @@ def beam(config: Config, name: str) -> ModelSpec:
 
     Source: ``models/beam/configuration_beam.py``, ``modeling_beam.py``.
     """
-    spans, last = _spans(config), config.num_layers() - 1
+    last = config.num_layers() - 1
     positions = config.mapping("rope_parameters")
 
     def mixer(kind: str) -> Part:
         unturned = kind == FULL and (positions is None or positions.get(kind) is None)
         return _attention(
             config,
-            span=spans[kind],
+            span=_span(config, kind),
             positions=None if unturned else rotary(config, kind=kind),
             output_gate="element",
             head_gate_bias=True,
@@ -1402,12 +1415,12 @@ def step3p5(config: Config, name: str) -> ModelSpec:
         FULL: config.required_size("num_attention_heads"),
         SLIDING: _step_window_heads(config, kinds),
     }
-    norm, spans, kv_heads = rms_norm(config), _spans(config), config.size("num_key_value_heads")
+    norm, kv_heads = rms_norm(config), config.size("num_key_value_heads")
     bias, inner_bias = config.flag("attention_bias"), config.flag("mlp_bias")
 
-    def plain(width: str, *, bias: bool) -> FeedForward:
+    def plain(width: int, *, bias: bool) -> FeedForward:
         return FeedForward(
-            inner_dim=config.size(width),
+            inner_dim=width,
             gated=True,
             activation="silu",
             input_bias=bias,
@@ -1425,18 +1438,18 @@ def step3p5(config: Config, name: str) -> ModelSpec:
             value_bias=bias,
             output_bias=bias,
             rotary=_step_rotary(config, kinds, kind),
-            span=spans[kind],
+            span=_span(config, kind),
             query_norm=norm,
             key_norm=norm,
             output_gate="head",
         )
         if inner == "dense":
-            return pre_norm(norm, mixer, plain("intermediate_size", bias=inner_bias))
+            return pre_norm(norm, mixer, plain(config.size("intermediate_size"), bias=inner_bias))
         routed = Experts(
             num_experts=config.size("n_routed_experts"),
             experts_per_token=config.size("num_experts_per_tok"),
-            expert=plain("moe_intermediate_size", bias=False),
-            shared=plain("share_expert_dim", bias=inner_bias),
+            expert=plain(config.size("moe_intermediate_size"), bias=False),
+            shared=plain(config.count("share_expert_dim"), bias=inner_bias),
             balanced_choices=config.size("n_routed_experts"),
         )
         return pre_norm(norm, mixer, routed)

@@ -334,7 +334,7 @@ def _axk_sparse(config: Config) -> list[bool]:
     every = config.integer("moe_layer_freq", 1)
     if every < 1:
         raise InvalidValueError("moe_layer_freq", every, "must be at least 1")
-    from_first = mlp_kinds(config, max(first, 0))
+    from_first = mlp_kinds(config, max(first, 0), longer=True)
     if config.get("mlp_layer_types") is not None:
         return from_first
     return [sparse and index % every == 0 for index, sparse in enumerate(from_first)]
@@ -463,7 +463,7 @@ def _dots3_shared(config: Config) -> FeedForward:
     """Compose the shared experts, which have a width of their own."""
     width = config.extra_size("moe_shared_expert_intermediate_size")
     if width is None:
-        width = config.size("shared_experts_intermediate_size")
+        width = config.count("shared_experts_intermediate_size")
     return feed_forward(config, inner_dim=width * config.size("n_shared_experts"))
 
 

@@ -118,11 +118,13 @@ def _tables(config: Config, plan: list[str]) -> Iterator[tuple[int, NGramEmbeddi
     ):
         rule = "must list layers with linear attention, counted from 1"
         raise InvalidValueError("ple_layer_ids", numbers, rule)
+    layers = sorted(set(numbers))
+    if not layers:
+        return
     context = config.size("ngram_size")
     heads = (context - 1) * config.size("heads_per_ngram")
     width = config.optional_size("ple_embed_dim") or config.required_size("hidden_size")
-    layers = sorted(set(numbers))
-    if layers and (not heads or width % heads or heads * len(layers) > _MOST_TABLES):
+    if not heads or width % heads or heads * len(layers) > _MOST_TABLES:
         rule = f"must be a multiple of the n-gram heads ({heads}), with at most {_MOST_TABLES}"
         raise InvalidValueError("ple_embed_dim", width, rule)
     multiple = config.size("make_ngram_vocab_size_divisible_by")

@@ -200,7 +200,8 @@ def assemble(
     """Return the model whose vocabulary, head and position limit are in the usual fields.
 
     `max_positions` names the field of the position limit, `None` where there is none. A model
-    that may not tie its head to the token table does not, whatever its config says.
+    that may not tie its head to the token table does not, whatever its config says. A limit of
+    zero is none.
     """
     return ModelSpec(
         name=name,
@@ -211,7 +212,7 @@ def assemble(
         head=Head(
             tied=may_tie and config.flag("tie_word_embeddings"), bias=head_bias, width=head_width
         ),
-        max_positions=None if max_positions is None else config.optional_size(max_positions),
+        max_positions=None if max_positions is None else config.limit(max_positions),
         beside=beside,
         multi_token=multi_token,
         checkpoint=config.checkpoint_format(),
@@ -260,12 +261,22 @@ def activation(config: Config, field: str) -> Activation:
 
 
 def layer_kinds(
-    config: Config, layers: int, allowed: tuple[str, ...], field: str = "layer_types"
+    config: Config,
+    layers: int,
+    allowed: tuple[str, ...],
+    field: str = "layer_types",
+    *,
+    longer: bool = False,
 ) -> list[str] | None:
-    """Return the kind of every layer from the field, `None` where it is null."""
+    """Return the kind of every layer from the field, `None` where it is null.
+
+    The list may be `longer` than the model where transformers does not check its length.
+    """
     given: Any = config.get(field)
     if given is None:
         return None
+    if longer and isinstance(given, list | tuple):
+        given = given[:layers]
     if not isinstance(given, list | tuple) or len(given) != layers:
         raise InvalidValueError(field, given, f"must list the kind of all {layers} layers")
     kinds = [_LEGACY_KINDS.get(kind, kind) if isinstance(kind, str) else kind for kind in given]

@@ -13,7 +13,7 @@ import attrs
 
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import MOST_LAYERS, Config
-from llmcalc.huggingface.experts import dense_first, experts, mlp_kinds
+from llmcalc.huggingface.experts import dense_first, experts, mlp_kinds, shared_expert
 from llmcalc.huggingface.reading import (
     FULL,
     SLIDING,
@@ -136,7 +136,9 @@ def bamba(config: Config, name: str) -> ModelSpec:
     inner = feed_forward(config, bias=config.flag("mlp_bias"))
 
     def make(kind: str) -> Layer:
-        return pre_norm(norm, _attention(config) if kind == FULL else _ibm_mamba2(config), inner)
+        if kind == LINEAR:
+            return pre_norm(norm, _ibm_mamba2(config), inner)
+        return pre_norm(norm, _attention(config, positions=rotary(config, fraction=0.5)), inner)
 
     return assemble(config, name, each_once(plan, make), final_norm=norm)
 
@@ -152,9 +154,8 @@ def falcon_h1(config: Config, name: str) -> ModelSpec:
         bias=config.optional_flag("mamba_proj_bias"),
         output_bias=config.optional_flag("projectors_bias"),
     )
-    mixers = ParallelBlock(
-        norm=norm, blocks=(Block(part=recurrent), Block(part=_attention(config)))
-    )
+    attends = _attention(config, positions=rotary(config))
+    mixers = ParallelBlock(norm=norm, blocks=(Block(part=recurrent), Block(part=attends)))
     inner_part = feed_forward(config, bias=config.flag("mlp_bias"))
     layer = Layer(blocks=(mixers, Block(part=inner_part, norm=norm)))
     return assemble(config, name, [layer] * config.num_layers(), final_norm=norm)
@@ -168,14 +169,18 @@ def granitemoehybrid(config: Config, name: str) -> ModelSpec:
     norm = rms_norm(config)
     layers = config.num_layers()
     plan = layer_kinds(config, layers, (LINEAR, FULL)) or [LINEAR] * layers
-    shared = feed_forward(config, "shared_intermediate_size")
+    shared = shared_expert(config, "shared_intermediate_size")
     inner: Part = shared
     if config.count("num_local_experts"):
         inner = experts(config, "num_local_experts", "intermediate_size", shared=shared)
 
+    turned = config.get("position_embedding_type") == "rope"
+    positions = rotary(config) if turned else None
+
     def make(kind: str) -> Layer:
-        mixer = _ibm_mamba2(config) if kind == LINEAR else _attention(config)
-        return pre_norm(norm, mixer, inner)
+        if kind == LINEAR:
+            return pre_norm(norm, _ibm_mamba2(config), inner)
+        return pre_norm(norm, _attention(config, positions=positions), inner)
 
     return assemble(config, name, each_once(plan, make), final_norm=norm)
 
@@ -183,7 +188,7 @@ def granitemoehybrid(config: Config, name: str) -> ModelSpec:
 def jamba(config: Config, name: str) -> ModelSpec:
     """Read a Jamba: attention and experts in every so many layers (``modeling_jamba.py``)."""
     norm = rms_norm(config)
-    several = config.size("num_experts") > 1
+    several = config.count("num_experts") > 1
     is_full = _every(config, "attn_layer_period", "attn_layer_offset")
     has_experts = _every(config, "expert_layer_period", "expert_layer_offset")
     plan = [
@@ -218,10 +223,15 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
     norm = rms_norm(config, "layer_norm_epsilon")
     bias = config.flag("use_bias")
 
-    def plain(width: str, *, bias: bool = False) -> FeedForward:
+    def plain(width: int, *, bias: bool = False) -> FeedForward:
         return feed_forward(
-            config, width, gated=False, bias=bias, activation_field="mlp_hidden_act"
+            config, inner_dim=width, gated=False, bias=bias, activation_field="mlp_hidden_act"
         )
+
+    def shared() -> FeedForward:
+        width = config.required_count("moe_shared_expert_intermediate_size")
+        inner = width or config.required_size("intermediate_size")
+        return plain(inner, bias=config.flag("mlp_bias"))
 
     def make(kind: str) -> Layer:
         if kind == LINEAR:
@@ -248,15 +258,15 @@ def nemotron_h(config: Config, name: str) -> ModelSpec:
             return pre_norm(norm, attention(config))
         mlp_bias = config.flag("mlp_bias")
         if kind == "mlp":
-            return pre_norm(norm, plain("intermediate_size", bias=mlp_bias))
+            return pre_norm(norm, plain(config.required_size("intermediate_size"), bias=mlp_bias))
         return pre_norm(
             norm,
             Experts(
                 num_experts=config.size("n_routed_experts"),
                 balanced_choices=config.size("n_routed_experts"),
                 experts_per_token=config.size("num_experts_per_tok"),
-                expert=plain("moe_intermediate_size"),
-                shared=plain("moe_shared_expert_intermediate_size", bias=mlp_bias),
+                expert=plain(config.required_size("moe_intermediate_size")),
+                shared=shared(),
                 latent_dim=config.optional_size("moe_latent_size"),
                 latent_bias=mlp_bias,
             ),
@@ -454,7 +464,7 @@ def _qwen_delta(config: Config, name: str, sparse: list[bool]) -> ModelSpec:
             inner = experts(
                 config,
                 "num_experts",
-                shared=feed_forward(config, "shared_expert_intermediate_size"),
+                shared=shared_expert(config),
                 shared_gate=True,
             )
         else:
@@ -831,6 +841,10 @@ def lfm3(config: Config, name: str) -> ModelSpec:
         plan = [every.get(index % 4, CONV) if index else CONV for index in range(layers)]
     norm = rms_norm(config, "norm_eps")
     post_norm = norm if config.flag("use_sandwich_norm") else None
+    positions = {
+        FULL: rotary(config, kind=FULL, theta=1_000_000.0, fraction=0.5),
+        SLIDING: rotary(config, kind=SLIDING, theta=10_000.0, fraction=1.0),
+    }
     inner = FeedForward(
         inner_dim=config.required_size("intermediate_size"), gated=True, activation="silu"
     )
@@ -845,6 +859,7 @@ def lfm3(config: Config, name: str) -> ModelSpec:
             part = _attention(
                 config,
                 span=window_span(config) if kind == SLIDING else Full(),
+                positions=positions[kind],
                 query_norm=norm,
                 key_norm=norm,
                 output_gate="head" if config.flag("use_attention_gate") else None,
@@ -904,6 +919,7 @@ def xlstm(config: Config, name: str) -> ModelSpec:
             value_dim=widths["v_dim_factor"],
             norm=Norm(kind="layer", bias=bias, eps=config.number("norm_eps")),
             chunk=config.size("chunk_size"),
+            piece=config.size("max_inference_chunksize"),
             bias=bias,
         ),
         FeedForward(
@@ -970,8 +986,12 @@ def _attention(config: Config, **options: Any) -> Attention:
 
 def _double_width(config: Config) -> int:
     """Return the width of a Zamba's hidden state beside its token embeddings."""
-    width = config.extra_size("attention_hidden_size")
-    return 2 * config.required_size("hidden_size") if width is None else width
+    return _wide(config, "attention_hidden_size") or 2 * config.required_size("hidden_size")
+
+
+def _wide(config: Config, field: str) -> int | None:
+    """Return a width of a Zamba's attention, `None` where nothing but the double width says it."""
+    return config.limit(field) if config.knows(field) else None
 
 
 def _wide_attention(config: Config) -> Attention:
@@ -980,8 +1000,7 @@ def _wide_attention(config: Config) -> Attention:
         2 * config.required_size("hidden_size"),
         config.required_size("num_attention_heads"),
     )
-    width = config.extra_size("attention_head_dim")
-    return attention(config, width=double // heads if width is None else width)
+    return attention(config, width=_wide(config, "attention_head_dim") or double // heads)
 
 
 def _mamba(

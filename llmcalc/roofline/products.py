@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from llmcalc.boundary import choice, flag_argument
 from llmcalc.breakdown import Breakdown, Factor
+from llmcalc.eager import at_hand
 from llmcalc.roofline.counts import TOKENS, Count, Requests
 from llmcalc.roofline.programs import Largest, Piece, Program, keep
 from llmcalc.roofline.shares import Share, item_key, shares_of
@@ -199,13 +200,14 @@ class _Conventions(NamedTuple):
         """Return the pairs of queries and keys that are computed."""
         if self.eager:
             kind = "attended" if item.eager_skips else "rectangle"
-            return Count(kind, "pairs", item.eager_span or item.span)
+            return Count(kind, "pairs", item.eager_span or at_hand(item.span))
         return Count("pairs" if self.causal else "rectangle", "pairs", item.span)
 
     def tokens(self, item: Linear, joint: bool) -> Count:
         """Return the tokens that pass through a matrix."""
         if item.tokens == "latent" and not self.absorbed:
-            return Count("present", "tokens", item.span, joint)
+            span = at_hand(item.span) if self.eager else item.span
+            return Count("present", "tokens", span, joint)
         last = item.tokens == "logits" and not self.everything
         return Count("logits" if last else "tokens", "tokens", None, joint)
 

@@ -150,7 +150,9 @@ class Attention(Described):
             raise InvalidValueError(
                 "kv_heads", self.kv_heads, f"must divide query_heads ({self.query_heads})"
             )
-        whole = self.rotary is not None and self.rotary.fraction == 1
+        turned = self.rotary
+        # Proportional scaling pairs all elements, and turns some of the pairs by nothing.
+        whole = turned is not None and (turned.fraction == 1 or turned.scaling == "proportional")
         if whole and self.head_dim % 2:
             raise InvalidValueError("head_dim", self.head_dim, "must be even for rotary positions")
         if self.differential and self.kv_heads % 2:

@@ -64,8 +64,8 @@ class Experts:
     the experts' load, and by no gradient: a buffer. With `token_rows` the experts of each token
     are listed instead, in a buffer with a row for each of so many tokens.
     With `latent_dim` the routed experts work on that many elements, to and from which two
-    matrices bring all tokens. `dense_in_transformers` says that transformers computes every
-    expert for every token.
+    matrices bring all tokens. `active_in_transformers` is how many experts transformers computes
+    for each token, where it is not `experts_per_token`.
 
     >>> from llmcalc.spec import Axis, Experts, FeedForward
     >>> part = Experts(
@@ -100,10 +100,14 @@ class Experts:
     router_scale: bool = attrs.field(default=False, validator=flag)
     latent_dim: int | None = attrs.field(default=None, validator=attrs.validators.optional(size))
     latent_bias: bool = attrs.field(default=False, validator=flag)
-    dense_in_transformers: bool = attrs.field(default=False, validator=flag)
+    active_in_transformers: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(size)
+    )
 
     def __attrs_post_init__(self) -> None:
-        _check_choice(self.experts_per_token, self.num_experts)
+        _check_choice(self.experts_per_token, self.num_experts + (self.no_op_experts or 0))
+        if not self.expert.inner_dim:
+            raise InvalidValueError("expert", self.expert, "must have an inner_dim of at least 1")
         if self.shared_gate and self.shared is None:
             raise InvalidValueError("shared_gate", True, "needs a shared expert (shared)")
 
@@ -136,8 +140,8 @@ class Experts:
                 yield attrs.evolve(
                     item,
                     experts=experts,
-                    active=self.experts_per_token,
-                    eager_active=self.num_experts if self.dense_in_transformers else None,
+                    active=min(self.experts_per_token, self.num_experts),
+                    eager_active=self.active_in_transformers,
                 )
             else:
                 yield item
@@ -166,7 +170,7 @@ class Experts:
     def _unread(self, embed: Axis, number: int) -> Iterator[Item]:
         """Emit the matrices of the no-op experts, of which as large a share counts as active."""
         rows = Axis("experts", number)
-        active = -(-number * self.experts_per_token // self.num_experts)
+        active = min(number, -(-number * self.experts_per_token // self.num_experts))
         for item in self.expert.linears(embed):
             if item.name != "down":
                 row = (*item.out[0], *item.into)

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal, TypeAlias, get_args
 
 import attrs
 
-from llmcalc.boundary import flag, instance_of, one_of, size
+from llmcalc.boundary import flag, instance_of, one_of, size_or_zero
 from llmcalc.described import Described
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Scale
@@ -47,7 +47,8 @@ class FeedForward(Described):
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
 
     `input_bias` is the bias of gate and up, `output_bias` that of down; `inner_norm` normalises
-    what goes into down, `factor` is one trained factor of the result.
+    what goes into down, `factor` is one trained factor of the result. A width of zero, such as that
+    of shared experts that are none, leaves what does not depend on it.
 
     >>> from llmcalc.spec import Axis, FeedForward
     >>> part = FeedForward(inner_dim=128, gated=True, activation="silu")
@@ -58,7 +59,7 @@ class FeedForward(Described):
     group: ClassVar[str] = "feed_forward"
     label: ClassVar[str] = ""
 
-    inner_dim: int = attrs.field(validator=size)
+    inner_dim: int = attrs.field(validator=size_or_zero)
     gated: bool = attrs.field(validator=flag)
     activation: Activation = attrs.field(validator=one_of(*get_args(Activation)))
     input_bias: bool = attrs.field(default=False, validator=flag)
@@ -74,14 +75,18 @@ class FeedForward(Described):
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the projections, and what is learned between them."""
         yield from self.linears(embed)
+        if self.output_bias and not self.inner_dim:
+            yield Scale(name="down.bias", axes=(embed,))
         if self.factor:
             yield Scale(name="factor", axes=(Axis("factor", 1),))
         yield from learned_activation(self.activation)
-        if self.inner_norm is not None:
+        if self.inner_norm is not None and self.inner_dim:
             yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))
 
     def linears(self, embed: Axis) -> Iterator[Linear]:
         """Emit the projections alone."""
+        if not self.inner_dim:
+            return
         inner = Axis("inner", self.inner_dim)
         for name in ("gate", "up") if self.gated else ("up",):
             yield Linear(name=name, into=(embed,), out=((inner,),), bias=self.input_bias)

@@ -177,6 +177,7 @@ class EagerScan(Described):
     ``"padded"`` to one, or they are a ``"part"`` of one, or ``"steps"`` by themselves (`rest`).
     Each token passes `products` times over the state, and meets each position of its chunk in
     `within` elements. With `across`, the state of each chunk is a sum over those of all chunks.
+    A step of more than `piece` tokens is computed in pieces of so many, each with a rest.
     A single token that follows others passes `step_products` times over the state, or, where
     the scan is `stepwise`, each token that does.
     """
@@ -188,6 +189,7 @@ class EagerScan(Described):
     within: int = 0
     across: bool = False
     stepwise: bool = False
+    piece: int | None = None
 
     @property
     def kinds(self) -> tuple[tuple[str, int | None], ...]:

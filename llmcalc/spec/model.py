@@ -15,11 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import attrs
 
-from llmcalc.boundary import LARGEST_SIZE, choice, flag, instance_of, size, whole_number
+from llmcalc.boundary import choice, flag, instance_of, size, size_or_zero, whole_number
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention, Rotary
@@ -135,11 +135,6 @@ class Block(Described):
                 yield Entry(("norms", label), count, item)
 
 
-def _uses(_instance: object, _attribute: Any, value: object) -> None:
-    if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
-        raise InvalidValueError("uses", value, "must be an int from 0 to 2**48")
-
-
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class Layer(Described):
     """One layer: its residual blocks in order.
@@ -149,7 +144,7 @@ class Layer(Described):
     """
 
     blocks: tuple[Residual, ...]
-    uses: int = attrs.field(default=1, validator=_uses)
+    uses: int = attrs.field(default=1, validator=size_or_zero)
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -365,7 +360,7 @@ class ModelSpec(Described):
             rotary=Rotary(theta=rotary_theta) if positions == "rotary" else None,
         )
         feed_forward = FeedForward(
-            inner_dim=inner_dim,
+            inner_dim=whole_number(inner_dim, "inner_dim", minimum=1),
             gated=gated,
             activation=activation,
             input_bias=feed_forward_bias,

@@ -192,10 +192,14 @@ class Mamba2(_AnyWidth):
         for name in ("time_step", "decay", "skip"):
             yield Scale(name=name, axes=(heads,))
         yield from learned_activation(self.activation)
+        # PyTorch sums over an axis of one element without a matrix product: of the two products
+        # with positions of a chunk and the two with the state, one is over the elements of the
+        # state each time, and one over the chunk.
+        sums_state, sums_chunk = self.state_dim > 1, self.chunk > 1
         eager = EagerScan(
             chunk=self.chunk,
-            within=self.heads * (self.state_dim + self.head_dim),
-            products=_WRITE_READ,
+            within=self.heads * (sums_state * self.state_dim + sums_chunk * self.head_dim),
+            products=sums_state + sums_chunk,
             step_products=1,
             across=True,
         )
@@ -401,7 +405,8 @@ class MatrixMemory(_AnyWidth):
     """The mLSTM: each head sums key-value products, and the keys to normalise by, under gates.
 
     A request holds the matrix, the vector and one stabiliser for each head. `norm` normalises
-    each head's result. `chunk` is as in `Mamba2`.
+    each head's result. `chunk` is as in `Mamba2`; a longer prefill than `piece` is computed in
+    pieces of so many tokens, each of them in chunks.
 
     Source: Beck et al., "xLSTM" (2024), section 2.3.
 
@@ -418,6 +423,7 @@ class MatrixMemory(_AnyWidth):
     value_dim: int = attrs.field(validator=size)
     norm: Norm = attrs.field(validator=instance_of(Norm))
     chunk: int = attrs.field(validator=size)
+    piece: int | None = attrs.field(default=None, validator=_optional(size))
     bias: bool = attrs.field(default=False, validator=flag)
 
     def items(self, embed: Axis) -> Iterator[Item]:
@@ -435,6 +441,7 @@ class MatrixMemory(_AnyWidth):
             within=self.heads * (self.key_dim + self.value_dim),
             products=_WRITE_READ,
             step_products=_WRITE_READ,
+            piece=self.piece,
         )
         yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
         eager = EagerScan(products=1, step_products=1)

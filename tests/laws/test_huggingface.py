@@ -174,6 +174,8 @@ def _default(model_type: str, **changes: Any) -> dict[str, Any]:
         (_default("inkling_text", num_key_value_heads=7), "num_key_value_heads = 7: must divide"),
         (_default("bamba", mamba_n_groups=3), "mamba_n_groups = 3: must divide"),
         (_default("longcat_flash", num_layers=28, num_hidden_layers=28), "num_hidden_layers = 28"),
+        (_default("laguna", num_attention_heads_per_layer=[[48]] * 40),
+         "num_attention_heads_per_layer"),
         (_default("minimax", shared_intermediate_size=64), "shared_intermediate_size = 64"),
         (_default("minimax", layer_types=None, attn_type_list=[0, 2]), "attn_type_list"),
     ],

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmcalc import ModelSpec, load_model, memory, roofline
+from llmcalc import ModelSpec, load_model
 from tests.altered import altered
 from tests.modules import new_config
 from tests.oracles.test_altered_configs import TYPES, saved
 from tests.oracles.test_transformers_caches import WITHOUT_CACHE
 from tests.oracles.test_transformers_flops import BY_ROUTER, WITHOUT_DECODE, projected_zeros
-from tests.runs import BATCH, TOKENS, Measured, measure
+from tests.runs import BATCH, TOKENS, Measured, cache_bytes, counted_flops, measure
 
 pytestmark = pytest.mark.slow
 
@@ -54,24 +54,10 @@ def test_altered_models_hold_and_compute_what_is_measured(model_type: str) -> No
     for spec, measured, arguments in _runs(model_type):
         if model_type not in BY_ROUTER:
             zeros = projected_zeros(spec, BATCH)
-            assert _flops(spec, TOKENS, 0) + zeros == measured.prefill_flops, arguments
+            assert counted_flops(spec, TOKENS, 0) + zeros == measured.prefill_flops, arguments
             if model_type not in WITHOUT_DECODE:
                 times = BATCH if model_type == "rwkv" else 1
-                assert times * _flops(spec, 1, TOKENS) == measured.decode_flops, arguments
+                assert times * counted_flops(spec, 1, TOKENS) == measured.decode_flops, arguments
         if model_type not in WITHOUT_CACHE or model_type == "dbrx":
-            assert _cache(spec, TOKENS) == measured.prefill_cache, arguments
-            assert _cache(spec, TOKENS + 1) == measured.decode_cache, arguments
-
-
-def _flops(spec: ModelSpec, new: int, past: int) -> int:
-    counted = roofline.flops(
-        spec, batch=BATCH, new=new, past=past, logits="all", convention="transformers"
-    )
-    return int(counted.total)
-
-
-def _cache(spec: ModelSpec, context: int) -> int:
-    held = memory.kv_cache_bytes(
-        spec, context=context, batch=BATCH, kv="fp32", state="fp32", policy="transformers"
-    )
-    return int(held.total)
+            assert cache_bytes(spec, TOKENS) == measured.prefill_cache, arguments
+            assert cache_bytes(spec, TOKENS + 1) == measured.decode_cache, arguments
