@@ -985,11 +985,14 @@ def jetmoe(config: Config, name: str) -> ModelSpec:
     """
     norm = rms_norm(config)
     config.pass_over("num_attention_heads")
+    width = config.size("kv_channels")
+    if width % 2:
+        raise InvalidValueError("kv_channels", width, "must be even for rotary positions")
     mixer = AttentionExperts(
         num_experts=config.required_size("num_local_experts"),
         experts_per_token=config.required_size("num_experts_per_tok"),
         kv_heads=config.required_size("num_key_value_heads"),
-        head_dim=config.size("kv_channels"),
+        head_dim=width,
     )
     routed = Experts(
         num_experts=mixer.num_experts,

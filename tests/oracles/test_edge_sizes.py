@@ -100,6 +100,7 @@ def test_a_token_picks_no_more_experts_than_there_are_beside_those_that_do_nothi
     [
         # An element would be turned without another one.
         ("lfm3", {"head_dim": 3}),
+        ("jetmoe", {"kv_channels": 3}),
         # Norms as wide as the model stand after heads that are not.
         ("olmoe", {"hidden_size": 65}),
     ],
