@@ -315,7 +315,7 @@ def of_step(program: Program, workload: Workload) -> tuple[Collective, ...]:
             path=tuple(path),
             ranks=int(ranks),
             count=_size(times),
-            message_bytes=values.whole(values.sum(((numbers[count], _size(axes)),))),
+            message_bytes=values.total(((numbers[count], _size(axes)),)),
         )
         for (kind, ranks, *path), _, axes, count, times in program.pieces
     )

@@ -13,6 +13,8 @@ gives the numbers, for integers and for integer arrays alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, overload
 
 import attrs
@@ -279,33 +281,107 @@ _OF_A_STEP: Final[Mapping[str, Callable[[Any, Any, bool], Any]]] = {
 }
 
 
-class Values(NamedTuple):
+class Values:
     """The values of counts: integers, or arrays, which broadcast to the `shape` of all arguments.
 
-    Arrays are of int64, or of Python integers where these are `wide`.
+    Arrays are of int64, or of Python integers where these are `wide`; they are made when they are
+    first needed.
     """
 
-    each: list[Any]
-    shape: tuple[int, ...] | None
-    wide: bool
+    __slots__ = ("_counts", "_found", "_kinds", "_workload", "shape", "wide")
+
+    def __init__(self, workload: Workload, counts: Sequence[Count], *, wide: bool) -> None:
+        self.shape, self.wide = workload.shape, wide
+        self._workload, self._counts = workload, counts
+        self._kinds = workload.kinds(wide=wide)
+        alone = self.shape is None
+        self._found: list[Any] = _totals(counts, self._kinds) if alone else [None] * len(counts)
+
+    @property
+    def each(self) -> list[Any]:
+        """The value of every count."""
+        return [self._value(number) for number in range(len(self._counts))]
+
+    def _value(self, number: int) -> Any:
+        found = self._found[number]
+        if found is None:
+            found = self._found[number] = _total(self._counts[number], self._kinds)
+        return found
 
     def sum(self, sums: Sums) -> Any:
         """Return a sum of so much of each count, in any shape that broadcasts to that of all."""
-        each = self.each
-        total: Any = 0
+        if self.shape is None:
+            found, amount = self._found, 0
+            for number, size in sums:
+                amount += size * found[number]
+            return amount
+        total: Any = None
         for number, size in sums:
-            total = total + size * each[number]
+            value = self._value(number)
+            part = value if size == 1 else size * value
+            total = part if total is None else total + part
         if self.wide and is_array(total) and any(self._is_mean(number) for number, _ in sums):
             return total.astype("float64")
-        return total
+        return 0 if total is None else total
 
     def _is_mean(self, number: int) -> bool:
-        value = self.each[number]
+        value = self._value(number)
         return is_array(value) and value.dtype.kind == "f"
+
+    def total(self, sums: Sums) -> Any:
+        """Return such a sum in the shape of all arguments."""
+        if self.shape is None:
+            return self.sum(sums)
+        return by_blocks(self.shape, [self], lambda _, part: part.sum(sums))
 
     def whole(self, value: Any) -> Any:
         """Return a figure in the shape of all arguments."""
         return broadcast(value, self.shape, wide=self.wide)
+
+    def block(self, index: Index) -> Values:
+        """Return the values of some of the elements."""
+        return Values(self._workload.block(index), self._counts, wide=self.wide)
+
+    def early(self) -> tuple[Values, IntArray | None] | None:
+        """Return the values for far fewer workloads, which have all but the past tokens of these.
+
+        Those of a workload are at the element that the array says, or where there is none at its
+        own after broadcasting. Returns `None` where there are not far fewer.
+        """
+        found = self._workload.early()
+        return found and (Values(found[0], self._counts, wide=self.wide), found[1])
+
+
+#: Where in an array a block of it lies.
+Index: TypeAlias = tuple[slice, ...]
+
+#: Arrays of so many elements stay in a core's cache, a few at a time.
+_BLOCK: Final = 2**14
+
+#: So many times fewer workloads are worth to be computed apart.
+_FAR_FEWER: Final = 8
+
+
+def by_blocks(shape: tuple[int, ...], values: Sequence[Values], figure: Callable[..., Any]) -> Any:
+    """Return the figure that `figure` gives of an index and of values there, in the whole shape.
+
+    It is computed a block at a time, so that what it is made of stays in the cache.
+    """
+    import numpy as np
+
+    axis = max(range(len(shape)), key=shape.__getitem__, default=0)
+    length = shape[axis] if shape else 1
+    each = max(1, _BLOCK * length // max(1, prod(shape)))
+    if each >= length or any(one.wide for one in values):
+        return broadcast(figure((), *values), shape, wide=any(one.wide for one in values))
+    found: Any = None
+    for start in range(0, length, each):
+        index = (*[slice(None)] * axis, slice(start, start + each))
+        part = figure(index, *[one.block(index) for one in values])
+        if found is None:
+            found = np.empty(shape, dtype=np.asarray(part).dtype)
+        found[index] = part
+    return found
 
 
 class Workload:
@@ -348,11 +424,47 @@ class Workload:
         are of int64.
         """
         if self.shape is None:
-            return Values(_totals(counts, self._kinds(self._given, bound=False)), None, wide=False)
+            return Values(self, counts, wide=False)
         most = self.most(counts)
         wide = max(total(most), *most, *self._bounds) >= INT64_SAFE
-        found = _totals(counts, self._kinds(self._typed(wide=wide), bound=False))
-        return Values(found, self.shape, wide)
+        return Values(self, counts, wide=wide)
+
+    def kinds(self, *, wide: bool) -> list[_One]:
+        """Return the kinds of requests, arrays as int64 or, where `wide`, of Python integers."""
+        return self._kinds(self._typed(wide=wide), bound=False)
+
+    def block(self, index: Index) -> Workload:
+        """Return some of the elements of a workload of arrays."""
+        import numpy as np
+
+        shape = self.shape or ()
+        given = [_block(value, shape, index) if is_array(value) else value for value in self._given]
+        sizes = [value.shape for value in given if is_array(value)]
+        return self._like(given, np.broadcast_shapes(*sizes))
+
+    def early(self) -> tuple[Workload, IntArray | None] | None:
+        """Return far fewer workloads without past tokens, and which of them each of these is."""
+        import numpy as np
+
+        if self.shape is None or len(self._given) > 3:
+            return None
+        batch, new, _ = self._given
+        few = prod(self.shape) // _FAR_FEWER
+        arrays = [value for value in (batch, new) if is_array(value)]
+        shape = np.broadcast_shapes(*(value.shape for value in arrays))
+        if prod(shape) <= few:
+            return self._like([batch, new, 0], shape), None
+        if len(arrays) != 1 or largest(arrays[0]) >= few:
+            return None
+        table = np.arange(largest(arrays[0]) + 1)
+        given = [table if is_array(value) else value for value in (batch, new)]
+        return self._like([*given, 0], table.shape), arrays[0].astype(np.int64, copy=False)
+
+    def _like(self, given: list[Any], shape: tuple[int, ...]) -> Workload:
+        """Return a workload of arguments that are checked and not larger than these."""
+        made = copy(self)
+        made._given, made.shape = given, shape  # noqa: SLF001  # its own class
+        return made
 
     def most(self, counts: Sequence[Count]) -> list[Any]:
         """Return for each count a bound of its elements' values."""
@@ -393,6 +505,16 @@ class Workload:
             own = batch if replicas == 1 else share(batch, replicas, replica)
             kinds.append(_One(own, batch, new, past, bound=bound))
         return kinds
+
+
+def _block(array: IntArray, shape: tuple[int, ...], index: Index) -> IntArray:
+    """Return the elements of an array that a block of the shape that it broadcasts to has."""
+    missing = len(shape) - array.ndim
+    own = [
+        slice(None) if size == 1 else part
+        for size, part in zip(array.shape, index[missing:], strict=False)
+    ]
+    return array[tuple(own)]
 
 
 def _totals(counts: Sequence[Count], kinds: list[_One]) -> list[Any]:

@@ -166,7 +166,7 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
 
     def of(self, sums: Sums) -> Any:
         """Return a sum of pieces in the shape of all arguments."""
-        return self.values.whole(self.values.sum(sums))
+        return self.values.total(sums)
 
     def regroup(self, key: Callable[[tuple[str, ...]], str]) -> Mapping[str, ValueT]:
         """Return the sums of the terms by ``key(path)``, in the order of first appearance."""

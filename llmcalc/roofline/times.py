@@ -35,7 +35,16 @@ from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
 from llmcalc.roofline.communication import Collective, exchanges, of_step
-from llmcalc.roofline.counts import ExpertReads, Requests, Workload, broadcast
+from llmcalc.roofline.counts import (
+    ExpertReads,
+    Index,
+    Requests,
+    Sums,
+    Values,
+    Workload,
+    broadcast,
+    by_blocks,
+)
 from llmcalc.roofline.products import products
 from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown
 from llmcalc.roofline.shares import shares_of
@@ -51,6 +60,9 @@ if TYPE_CHECKING:
     from llmcalc.memory import StateFormat
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
+
+#: What the FLOPs and the bytes of items are the sums of.
+Items: TypeAlias = list[tuple[Sums, Sums]]
 
 #: What bounds a time.
 Bound: TypeAlias = Literal["compute", "memory"]
@@ -105,24 +117,20 @@ class StepTime(DescribedArrays):
     @cached_property
     def items(self) -> tuple[ItemTime, ...]:
         """The items of the step, in the order of the model."""
-        flops = cast("StepBreakdown[Flops, Any]", self.flops).values.whole
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).values.whole
-        return tuple(
-            ItemTime(key, flops(work), moved(size), *map(self._whole, self._times(work, size)))
-            for key, work, size in self._sums()
-        )
+        work = cast("StepBreakdown[Flops, Any]", self.flops).values.total
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).values.total
+        found = ((key, work(flops), moved(size)) for key, flops, size in self._sums())
+        return tuple(ItemTime(*one, *self._times(*one[1:])) for one in found)
 
-    def _sums(self) -> Iterator[tuple[ItemKey, Any, Any]]:
-        """Give the FLOPs and the bytes of each item; arrays broadcast with each other."""
-        work = cast("StepBreakdown[Flops, Any]", self.flops)
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
-        done, read = work.program.items, moved.program.items
-        flops, size = work.values.sum, moved.values.sum
+    def _sums(self) -> Iterator[tuple[ItemKey, Sums, Sums]]:
+        """Give what the FLOPs and the bytes of each item are the sums of."""
+        done = cast("StepBreakdown[Flops, Any]", self.flops).program.items
+        read = cast("StepBreakdown[Bytes, Any]", self.bytes).program.items
         for key, sums in read.items():
-            yield key, flops(done[key]) if key in done else 0, size(sums)
-        for key in done:
+            yield key, done.get(key, ()), sums
+        for key, sums in done.items():
             if key not in read:
-                yield key, flops(done[key]), 0
+                yield key, sums, ()
 
     def _times(self, flops: Any, moved: Any) -> tuple[Any, Any]:
         return (
@@ -133,24 +141,62 @@ class StepTime(DescribedArrays):
     @cached_property
     def items_seconds(self) -> Any:
         """Each item's longer time, summed."""
-        peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
-        work = cast("StepBreakdown[Flops, Any]", self.flops).program.late_items
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).program.late_items
-        # What is the same for all contexts is summed apart: its arrays are smaller.
-        early: Any = 0.0
-        late: Any = 0.0
-        alone = self._shape is None
+        work = cast("StepBreakdown[Flops, Any]", self.flops)
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
+        # What is the same for all contexts is summed apart: it has fewer different values.
+        late_items = work.program.late_items | moved.program.late_items
+        if self._shape is None:
+            return self._add_numbers(late_items, work.values, moved.values)
+        early: Items = []
+        late: Items = []
         for key, flops, size in self._sums():
-            if alone:
-                compute, memory = float(flops) / peak, float(size) / bandwidth
-                seconds = compute if compute > memory else memory
+            (late if key in late_items else early).append((flops, size))
+        return self._by_blocks(early, late, work.values, moved.values)
+
+    def _add_numbers(self, late_items: frozenset[ItemKey], work: Values, moved: Values) -> float:
+        peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
+        early = late = 0.0
+        for key, flops, size in self._sums():
+            compute, memory = float(work.sum(flops)) / peak, float(moved.sum(size)) / bandwidth
+            seconds = compute if compute > memory else memory
+            if key in late_items:
+                late += seconds
             else:
-                seconds = larger(_per_second(flops, peak), _per_second(size, bandwidth))
-            if key in work or key in moved:
-                late = late + seconds
+                early += seconds
+        return early + late
+
+    def _by_blocks(self, early: Items, late: Items, work: Values, moved: Values) -> Any:
+        import numpy as np
+
+        shape = self._shape or ()
+        few, add = (work.early(), moved.early()), self._add_arrays
+        table = at = None
+        if few[0] and few[1]:
+            table, at = add(early, few[0][0], few[1][0]), few[0][1]
+            if at is None:
+                table = np.broadcast_to(table, shape)
             else:
-                early = early + seconds
-        return self._whole(early + late)
+                at = np.broadcast_to(at, shape)
+
+        def seconds(index: Index, work: Values, moved: Values) -> Any:
+            if table is None:
+                first = add(early, work, moved)
+            elif at is None:
+                first = table[index]
+            else:
+                first = table[at[index]]
+            return first + add(late, work, moved)
+
+        return by_blocks(shape, (work, moved), seconds)
+
+    def _add_arrays(self, items: Items, work: Values, moved: Values) -> Any:
+        found: dict[tuple[Sums, Sums], Any] = {}
+        total: Any = 0.0
+        for one in items:
+            if one not in found:
+                found[one] = larger(*self._times(work.sum(one[0]), moved.sum(one[1])))
+            total = total + found[one]
+        return total
 
     @cached_property
     def communication_seconds(self) -> Any:

@@ -374,3 +374,41 @@ def test_threads_that_share_a_model_get_what_one_gets() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert found == expected * 5
+
+
+MANY = 40_000  # more than what is computed at a time
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "gemma-2-9b", "deepseek-v3", "mixtral-8x7b"])
+@pytest.mark.parametrize(
+    "form", ["scattered", "all differ", "wide batches", "grid", "few rows", "one array"]
+)
+def test_many_steps_have_the_figures_of_each_alone(name: str, form: str) -> None:
+    random = np.random.default_rng(1)
+    past = random.integers(0, 10**5, MANY)
+    forms: dict[str, dict[str, Any]] = {
+        "scattered": {"batch": random.integers(0, 256, MANY, dtype=np.uint8), "past": past},
+        "all differ": {
+            "batch": random.integers(1, 99, MANY),
+            "new": random.integers(0, 99, MANY),
+            "past": past,
+        },
+        "wide batches": {"batch": random.integers(1, 10**6, MANY), "past": past},
+        "grid": {"batch": np.arange(1, 201)[:, None], "past": np.arange(200)},
+        "few rows": {"batch": np.array([[1], [64]]), "past": past},
+        "one array": {"past": past},
+    }
+    arguments = forms[form]
+    ranks = 4 if name == "mixtral-8x7b" else 1
+    many = step_of(name, **arguments, tensor_parallel=ranks)
+    shape = np.broadcast_shapes(*(np.shape(value) for value in arguments.values()))
+    assert many.seconds.shape == many.flops.total.shape == many.bytes.total.shape == shape
+    full = {field: np.broadcast_to(value, shape) for field, value in arguments.items()}
+    for place in random.integers(0, shape, (40, len(shape))):
+        at = tuple(place)
+        one = {field: int(array[at]) for field, array in full.items()}
+        alone = step_of(name, **one, tensor_parallel=ranks)
+        assert many.seconds[at] == pytest.approx(alone.seconds, rel=1e-15, abs=0)
+        assert many.bound_seconds[at] == pytest.approx(alone.bound_seconds, rel=1e-15, abs=0)
+        assert int(many.flops.total[at]) == alone.flops.total
+        assert many.bytes.total[at] == alone.bytes.total
