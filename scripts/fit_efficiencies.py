@@ -361,7 +361,9 @@ rests on the engine elsewhere, on devices of the family and on kernels.
 {kinds}
 
 The form of the model and the spreads of its parameters were chosen with the errors for models that
-were left out in view: on rows that nobody here has seen, expect somewhat more than these.
+were left out in view, and so was one number of llama.cpp, that a layer launches 45 kernels: with 43
+the rows of 70B models on four devices fall on the other side of the queue. On rows that nobody here
+has seen, expect somewhat more than these errors.
 
 For an engine that was left out altogether, the general calibration misses by (rows, median, 90 %):
 {engines}.
