@@ -171,7 +171,7 @@ class StepTime(DescribedArrays):
         shape = self._shape or ()
         few, add = (work.early(), moved.early()), self._add_arrays
         table = at = None
-        if few[0] and few[1]:
+        if early and few[0] and few[1]:
             table, at = add(early, few[0][0], few[1][0]), few[0][1]
             if at is None:
                 table = np.broadcast_to(table, shape)
@@ -234,7 +234,12 @@ class StepTime(DescribedArrays):
     @property
     def bound_seconds(self) -> Any:
         """The floor: the longer of `compute_seconds` and `memory_seconds`."""
-        return larger(self.compute_seconds, self.memory_seconds)
+        if self._shape is None:
+            return larger(self.compute_seconds, self.memory_seconds)
+        work = cast("StepBreakdown[Flops, Any]", self.flops)
+        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
+        everything = work.program.total, moved.program.but("activations")
+        return self._by_blocks([], [everything], work.values, moved.values)
 
     @property
     def bound(self) -> Any:

@@ -2,8 +2,8 @@
 
 The question: how long does a decode step, or a prefill, of Llama-3-8B in bf16 take on one H100 or
 A100 (80 GB)? Each peer answers it for one batch and context after another; this library answers
-for a million in one sweep over a grid of batches and contexts, in the same process, between the
-peers; a point of a grid takes less time than a scattered one. Nothing here passes or fails.
+for a million in one sweep, of scattered batches and contexts and of a grid of them, in the same
+process, between the peers. Nothing here passes or fails.
 
 The peers are in no extra of this library. They need an environment of their own::
 
@@ -208,15 +208,26 @@ def per_ask(ask: Ask, prefill: bool, seconds: float) -> float:
 
 
 def sweeps(spec: ModelSpec, device: str) -> dict[str, Callable[[], Any]]:
-    """Return sweeps of a million decode steps, a thousand batches by a thousand contexts."""
+    """Return sweeps of a million decode steps: scattered ones, and a grid of a thousand squared."""
     chip = hardware.get(DEVICES[device])
     side = round(POINTS**0.5)
-    batch, past = np.arange(1, side + 1)[:, None], 100 * np.arange(side)
-    common: dict[str, Any] = {"batch": batch, "new": 1, "past": past, "weights": "bf16"}
+    some = np.random.default_rng(0)
+    scattered = some.integers(1, 257, POINTS), some.integers(0, 100_000, POINTS)
+    grid = np.arange(1, side + 1)[:, None], 100 * np.arange(side)
+
+    def steps(batch: Any, past: Any) -> Any:
+        common: dict[str, Any] = {"batch": batch, "new": 1, "past": past}
+        return roofline.step_time(spec, chip, weights="bf16", kv="bf16", **common)
+
+    def table(batch: Any, past: Any) -> Any:
+        common: dict[str, Any] = {"batch": batch, "new": 1, "past": past}
+        return roofline.sweep(spec, devices=chip, weights="bf16", kv="bf16", **common)
+
     return {
-        "bound_seconds": lambda: roofline.step_time(spec, chip, kv="bf16", **common).bound_seconds,
-        "seconds": lambda: roofline.step_time(spec, chip, kv="bf16", **common).seconds,
-        "a table of 20 columns": lambda: roofline.sweep(spec, devices=chip, kv="bf16", **common),
+        "bound_seconds, scattered": lambda: steps(*scattered).bound_seconds,
+        "seconds, scattered": lambda: steps(*scattered).seconds,
+        "seconds, grid": lambda: steps(*grid).seconds,
+        "a table of 20 columns, grid": lambda: table(*grid),
     }
 
 
