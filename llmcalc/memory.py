@@ -55,7 +55,6 @@ from llmcalc.boundary import (
 )
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
-from llmcalc.eager import at_hand
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Uniform
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
@@ -693,6 +692,8 @@ def _held_in_transformers(cache: Cache, context: Any) -> Iterator[Held]:
         for shape, span in cache.in_transformers:
             yield shape, (span.slots(context), span.slot_name)
         return
+    from llmcalc.eager import at_hand
+
     span = at_hand(cache.span)
     if isinstance(span, Window | Chunk):
         slots = smaller(context, span.size - 1)
