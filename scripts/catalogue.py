@@ -88,13 +88,7 @@ ELSEWHERE: Final = (
     "nvidia/NVIDIA-Nemotron-3-Ultra-550B-A55B-NVFP4",
 )
 
-#: Where a shape is read from, and what a total that was published counts.
-_FILES: Final = "total of the model's safetensors files on huggingface.co"
-_CALFLOPS: Final = (
-    "github.com/MrYxJ/calculate-flops.pytorch@086d419f3b7b6913b79e288dc8b8c92a03279341 README.md, "
-    "table of models"
-)
-_PRINTED: Final = "a public file on GitHub: what chatllm.cpp prints for the model"
+#: Where a shape is read from.
 _PRESETS: Final = (
     "github.com/mlc-ai/mlc-llm@79d603f085f50500e9509fa01785ffa7ecfaaa93 "
     "python/mlc_llm/model/model_preset.py"
@@ -106,13 +100,10 @@ _CONFIGS: Final = (
 
 
 class Shape(NamedTuple):
-    """A published shape, its source, and the total that was published for it."""
+    """A published shape, and its source."""
 
     config: dict[str, Any]
-    published: int | None = None
-    counts: str = "parameters"
     source: str = "the published sizes"
-    published_source: str = _FILES
 
 
 def _nas(layers: str) -> list[dict[str, Any]]:
@@ -210,10 +201,7 @@ def _qwen3_vl(text: dict[str, Any], *, tied: bool = False) -> dict[str, Any]:
     return {"model_type": wrapper, "tie_word_embeddings": tied, "text_config": text}
 
 
-_FURTHER: Final = "parameters and modules that predict further tokens"
-
-#: Models that no row of the file is near to: the published shape, and the total where one is
-#: known.
+#: Models that no row of the file is near to: the published shape.
 SHAPES: Final[dict[str, Shape]] = {
     "ibm-granite/granite-3.1-8b-instruct": Shape({
         "model_type": "granite", "hidden_size": 4096, "intermediate_size": 12800,
@@ -250,48 +238,40 @@ SHAPES: Final[dict[str, Shape]] = {
         "vocab_size": 256000, "max_position_embeddings": 131072,
     }),
     "internlm/internlm2_5-7b": Shape(
-        _INTERNLM, 7737708544, source=f'{_PRESETS} ["internlm2_5_7b"]'
+        _INTERNLM, source=f'{_PRESETS} ["internlm2_5_7b"]'
     ),
     "internlm/internlm2_5-20b": Shape(
         {**_INTERNLM, "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 48,
          "num_attention_heads": 48},
-        19861149696,
     ),
     "internlm/internlm2_5-1_8b": Shape(
         {**_INTERNLM, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24,
          "num_attention_heads": 16},
-        1889110016,
     ),
     "baichuan-inc/Baichuan2-7B-Base": Shape(
         _BAICHUAN, source=f'{_PRESETS} ["baichuan"]'
     ),
-    "baichuan-inc/Baichuan-7B": Shape(
-        {**_BAICHUAN, "vocab_size": 64000}, 7000559616, published_source=_CALFLOPS
-    ),
-    "Qwen/Qwen-7B": Shape(_QWEN, 7721324544, published_source=_CALFLOPS),
+    "baichuan-inc/Baichuan-7B": Shape({**_BAICHUAN, "vocab_size": 64000}),
+    "Qwen/Qwen-7B": Shape(_QWEN),
     "Qwen/Qwen-1_8B": Shape(
         {**_QWEN, "hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
          "num_hidden_layers": 24},
-        1836828672, source=f'{_PRESETS} ["qwen"]',
+        source=f'{_PRESETS} ["qwen"]',
     ),
-    "THUDM/chatglm3-6b": Shape(
-        _CHATGLM, 6243584000, source=f'{_PRESETS} ["chatglm"]', published_source=_CALFLOPS
-    ),
+    "THUDM/chatglm3-6b": Shape(_CHATGLM, source=f'{_PRESETS} ["chatglm"]'),
     "THUDM/glm-4-9b": Shape(
-        {**_CHATGLM, "num_layers": 40, "padded_vocab_size": 151552}, 9399951360,
-        published_source=_PRINTED,
+        {**_CHATGLM, "num_layers": 40, "padded_vocab_size": 151552},
     ),
     "THUDM/chatglm-6b": Shape(
         {"model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384,
          "layernorm_epsilon": 1e-05, "max_sequence_length": 2048, "num_attention_heads": 32,
          "num_layers": 28, "position_encoding_2d": True, "vocab_size": 130528},
-        6173286400, published_source=_CALFLOPS,
     ),
     "openbmb/MiniCPM-2B-sft-bf16": Shape(
         {"model_type": "minicpm", "hidden_size": 2304, "intermediate_size": 5760,
          "max_position_embeddings": 4096, "num_attention_heads": 36, "num_hidden_layers": 40,
          "num_key_value_heads": 36, "vocab_size": 122753, "tie_word_embeddings": True},
-        2724880896, source=f'{_PRESETS} ["minicpm_2b"]', published_source=_PRINTED,
+        source=f'{_PRESETS} ["minicpm_2b"]',
     ),
     "deepseek-ai/deepseek-moe-16b-base": Shape(
         {"model_type": "deepseek", "first_k_dense_replace": 1, "hidden_size": 2048,
@@ -300,7 +280,7 @@ SHAPES: Final[dict[str, Shape]] = {
          "n_shared_experts": 2, "num_attention_heads": 16, "num_experts_per_tok": 6,
          "num_hidden_layers": 28, "num_key_value_heads": 16, "vocab_size": 102400,
          "tie_word_embeddings": False},
-        16375728128, source=f'{_PRESETS} ["deepseek"]',
+        source=f'{_PRESETS} ["deepseek"]',
     ),
     "XiaomiMiMo/MiMo-7B-Base": Shape(
         {"model_type": "mimo", "attention_bias": True, "head_dim": 128, "hidden_size": 4096,
@@ -308,50 +288,43 @@ SHAPES: Final[dict[str, Shape]] = {
          "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
          "num_nextn_predict_layers": 1, "rope_theta": 640000, "sliding_window": 32768,
          "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151680},
-        7833409536, _FURTHER, f"{_CONFIGS}/XiaomiMiMo--MiMo-7B-Base_config.json",
+        f"{_CONFIGS}/XiaomiMiMo--MiMo-7B-Base_config.json",
     ),
     "microsoft/Phi-3-small-8k-instruct": Shape(
         {"model_type": "phi3small", "ff_intermediate_size": 14336, "hidden_act": "gegelu",
          "hidden_size": 4096, "max_position_embeddings": 8192, "num_attention_heads": 32,
          "num_hidden_layers": 32, "num_key_value_heads": 8, "vocab_size": 100352},
-        7392272384,
     ),
     "LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct": Shape(
-        {**_EXAONE, "max_position_embeddings": 4096, "rope_theta": 500000.0}, 7818448896
+        {**_EXAONE, "max_position_embeddings": 4096, "rope_theta": 500000.0}
     ),
     "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct": Shape(
-        {**_EXAONE, "max_position_embeddings": 32768, "rope_theta": 1000000.0}, 7818448896
+        {**_EXAONE, "max_position_embeddings": 32768, "rope_theta": 1000000.0}
     ),
     "LGAI-EXAONE/EXAONE-3.5-2.4B-Instruct": Shape(
         {**_EXAONE, "hidden_size": 2560, "intermediate_size": 7168, "num_layers": 30,
          "head_dim": 80, "tie_word_embeddings": True, "max_position_embeddings": 32768,
          "rope_theta": 1000000.0},
-        2405327360,
     ),
     "nvidia/Llama-3_3-Nemotron-Super-49B-v1": Shape(
         {"model_type": "nemotron-nas", "hidden_size": 8192, "num_attention_heads": 64,
          "num_hidden_layers": 80, "vocab_size": 128256, "max_position_embeddings": 131072,
          "rope_theta": 500000.0, "tie_word_embeddings": False,
          "block_configs": _nas(_NEMOTRON_SUPER)},
-        49867145216,
         source=f"{_CONFIGS}/nvidia--Llama-3_3-Nemotron-Super-49B-v1_config.json",
     ),
-    "MiniMaxAI/MiniMax-M1-80k": Shape(_MINIMAX, 456089655296),
-    "MiniMaxAI/MiniMax-Text-01": Shape(
-        {**_MINIMAX, "model_type": "minimax_text_01"}, 456089655296
-    ),
-    "inclusionAI/Ling-mini-2.0": Shape(_LING, 16255643392, "parameters and buffers"),
+    "MiniMaxAI/MiniMax-M1-80k": Shape(_MINIMAX),
+    "MiniMaxAI/MiniMax-Text-01": Shape({**_MINIMAX, "model_type": "minimax_text_01"}),
+    "inclusionAI/Ling-mini-2.0": Shape(_LING),
     "inclusionAI/Ling-flash-2.0": Shape(
         {**_LING, "hidden_size": 4096, "intermediate_size": 9216, "moe_intermediate_size": 1024,
          "moe_shared_expert_intermediate_size": 1024, "num_attention_heads": 32,
          "num_hidden_layers": 32},
-        102889705216, "parameters and buffers",
     ),
     "inclusionAI/Ling-1T": Shape(
         {**_LING, "first_k_dense_replace": 4, "hidden_size": 8192, "intermediate_size": 18432,
          "moe_intermediate_size": 2048, "moe_shared_expert_intermediate_size": 2048,
          "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8},
-        999705328640, "parameters and buffers",
     ),
     "inclusionAI/Ling-lite-1.5": Shape(
         {"model_type": "bailing_moe", "first_k_dense_replace": 0, "hidden_size": 2048,
@@ -360,7 +333,6 @@ SHAPES: Final[dict[str, Shape]] = {
          "num_experts_per_tok": 6, "num_hidden_layers": 28, "num_key_value_heads": 4,
          "num_shared_experts": 2, "rope_theta": 600000, "tie_word_embeddings": False,
          "use_bias": False, "use_qkv_bias": False, "vocab_size": 126464},
-        16801974272,
     ),
     # The language models of models that also see.
     "Qwen/Qwen2.5-VL-7B-Instruct": Shape(_QWEN2_5_VL),
@@ -406,271 +378,236 @@ SHAPES: Final[dict[str, Shape]] = {
     ),
 }  # fmt: skip
 
-#: Models that differ from another one in these fields. The published totals are those that the
-#: Hub shows for the model's safetensors files.
-VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
-    "Qwen/Qwen3-30B-A3B": ("Qwen/Qwen3-30B-A3B-FP8", {"quantization_config": None}, 30532122624),
+#: Models that differ from another one in these fields.
+VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "Qwen/Qwen3-30B-A3B": ("Qwen/Qwen3-30B-A3B-FP8", {"quantization_config": None}),
     "Qwen/Qwen3-235B-A22B": (
-        "Qwen/Qwen3-235B-A22B-FP8", {"quantization_config": None}, 235093634560,
+        "Qwen/Qwen3-235B-A22B-FP8", {"quantization_config": None},
     ),
     "meta-llama/Llama-2-7b-hf": (
         "huggyllama/llama-13b",
         {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
          "num_hidden_layers": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096},
-        6738415616,
     ),
     "meta-llama/Llama-2-13b-hf": (
-        "huggyllama/llama-13b", {"max_position_embeddings": 4096}, 13015864320,
+        "huggyllama/llama-13b", {"max_position_embeddings": 4096},
     ),
     "meta-llama/Llama-2-70b-hf": (
         "huggyllama/llama-65b",
         {"intermediate_size": 28672, "num_key_value_heads": 8, "max_position_embeddings": 4096},
-        68976648192,
     ),
     "meta-llama/Llama-3.2-3B": (
         "meta-llama/Llama-3.2-1B",
         {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
          "head_dim": 128},
-        3212749824,
     ),
-    "meta-llama/Llama-3.3-70B-Instruct": ("meta-llama/Meta-Llama-3.1-70B", {}, 70553706496),
+    "meta-llama/Llama-3.3-70B-Instruct": ("meta-llama/Meta-Llama-3.1-70B", {}),
     "Qwen/Qwen2.5-0.5B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
          "num_hidden_layers": 24, "num_key_value_heads": 2, "vocab_size": 151936,
          "tie_word_embeddings": True, "max_position_embeddings": 32768},
-        494032768,
     ),
     "Qwen/Qwen2.5-1.5B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12,
          "num_hidden_layers": 28, "num_key_value_heads": 2, "vocab_size": 151936,
          "tie_word_embeddings": True},
-        1543714304,
     ),
     "Qwen/Qwen2.5-3B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16,
          "num_hidden_layers": 36, "num_key_value_heads": 2, "vocab_size": 151936,
          "tie_word_embeddings": True, "max_position_embeddings": 32768},
-        3085938688,
     ),
     "Qwen/Qwen2.5-14B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
          "num_hidden_layers": 48, "num_key_value_heads": 8},
-        14770033664,
     ),
     "Qwen/Qwen2.5-32B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
          "num_hidden_layers": 64, "num_key_value_heads": 8},
-        32763876352,
     ),
     "Qwen/QwQ-32B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
          "num_hidden_layers": 64, "num_key_value_heads": 8, "max_position_embeddings": 40960},
-        32763876352,
     ),
     "Qwen/Qwen3-8B": (
         "Qwen/Qwen3-4B",
         {"hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False},
-        8190735360,
     ),
     "Qwen/Qwen3-14B": (
         "Qwen/Qwen3-4B",
         {"hidden_size": 5120, "intermediate_size": 17408, "num_attention_heads": 40,
          "num_hidden_layers": 40, "tie_word_embeddings": False},
-        14768307200,
     ),
     "Qwen/Qwen3-32B": (
         "Qwen/Qwen3-4B",
         {"hidden_size": 5120, "intermediate_size": 25600, "num_attention_heads": 64,
          "num_hidden_layers": 64, "tie_word_embeddings": False},
-        32762123264,
     ),
     "google/gemma-2-2b": (
         "google/gemma-2-9b",
         {"hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8,
          "num_hidden_layers": 26, "num_key_value_heads": 4},
-        2614341888,
     ),
     "google/gemma-2-27b": (
         "google/gemma-2-9b",
         {"hidden_size": 4608, "intermediate_size": 36864, "num_attention_heads": 32,
          "num_hidden_layers": 46, "num_key_value_heads": 16, "head_dim": 128},
-        27227128320,
     ),
     "openai/gpt-oss-20b": (
         "openai/gpt-oss-120b",
         {"num_hidden_layers": 24, "num_local_experts": 32,
          "layer_types": ["sliding_attention", "full_attention"] * 12},
-        20914757184,
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
          "num_hidden_layers": 48, "num_key_value_heads": 8, "max_position_embeddings": 131072},
-        14770033664,
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": (
         "Qwen/Qwen2.5-7B",
         {"hidden_size": 5120, "intermediate_size": 27648, "num_attention_heads": 40,
          "num_hidden_layers": 64, "num_key_value_heads": 8, "max_position_embeddings": 131072},
-        32763876352,
     ),
     "deepseek-ai/DeepSeek-V2-Lite-Chat": (
-        "deepseek-ai/DeepSeek-V2-Lite", {"max_position_embeddings": 163840}, 15706484224,
+        "deepseek-ai/DeepSeek-V2-Lite", {"max_position_embeddings": 163840},
     ),
     "deepseek-ai/deepseek-coder-6.7b-instruct": (
         "deepseek-ai/deepseek-coder-33b-base",
         {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
          "num_hidden_layers": 32, "num_key_value_heads": 32, "max_position_embeddings": 16384},
-        6740512768,
     ),
     "facebook/opt-6.7b": (
         "facebook/opt-1.3b",
         {"hidden_size": 4096, "word_embed_proj_dim": 4096, "ffn_dim": 16384,
          "num_hidden_layers": 32},
-        6658473984,
     ),
     "google/gemma-3-12b-it": (
         "google/gemma-3-4b-it",
         {"hidden_size": 3840, "intermediate_size": 15360, "num_attention_heads": 16,
          "num_hidden_layers": 48, "num_key_value_heads": 8},
-        None,
     ),
     "ibm-granite/granite-3.1-2b-instruct": ("ibm-granite/granite-3.1-8b-instruct",
-        {"hidden_size": 2048, "intermediate_size": 8192}, None,
+        {"hidden_size": 2048, "intermediate_size": 8192},
     ),
     # The language models of two that also read images.
     "ibm-granite/granite-vision-3.3-2b": (
-        "ibm-granite/granite-3.1-2b-instruct", {"vocab_size": 49156}, None,
+        "ibm-granite/granite-3.1-2b-instruct", {"vocab_size": 49156},
     ),
     "mistralai/Mistral-Small-3.2-24B-Instruct-2506": (
-        "mistralai/Mistral-Small-24B-Base-2501", {"max_position_embeddings": 131072}, 23572403200,
+        "mistralai/Mistral-Small-24B-Base-2501", {"max_position_embeddings": 131072},
     ),
     "moonshotai/Kimi-Dev-72B": (
-        "Qwen/Qwen2.5-72B", {"max_position_embeddings": 131072}, 72706203648,
+        "Qwen/Qwen2.5-72B", {"max_position_embeddings": 131072},
     ),
     "nvidia/Llama-3.3-70B-Instruct-FP8": (
         "meta-llama/Meta-Llama-3.1-70B",
         {"quantization_config": {"quant_method": "modelopt", "quant_algo": "FP8",
                                  "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}},
-        None,
     ),
     "Qwen/Qwen1.5-7B-Chat": (
         "Qwen/Qwen1.5-1.8B-Chat",
         {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
          "num_hidden_layers": 32, "num_key_value_heads": 32, "tie_word_embeddings": False,
          "max_position_embeddings": 32768},
-        7721324544,
     ),
     "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8": (
-        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144}, 30532122624,
+        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144},
     ),
     "RedHatAI/Llama-3.3-70B-Instruct-FP8-dynamic": (
         "meta-llama/Meta-Llama-3.1-70B",
-        {"quantization_config": _compressed("float", "float-quantized")}, None,
+        {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w8a8": (
         "meta-llama/Llama-3.1-8B",
-        {"quantization_config": _compressed("int", "int-quantized")}, None,
+        {"quantization_config": _compressed("int", "int-quantized")},
     ),
     "RedHatAI/Qwen2.5-7B-Instruct-FP8-dynamic": (
         "Qwen/Qwen2.5-7B",
-        {"quantization_config": _compressed("float", "float-quantized")}, None,
+        {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/Qwen2.5-7B-Instruct-quantized.w8a8": (
         "Qwen/Qwen2.5-7B",
-        {"quantization_config": _compressed("int", "int-quantized")}, None,
+        {"quantization_config": _compressed("int", "int-quantized")},
     ),
     "mistralai/Mistral-7B-Instruct-v0.2": (
-        "mistralai/Mistral-7B-v0.3", {"vocab_size": 32000}, 7241732096,
+        "mistralai/Mistral-7B-v0.3", {"vocab_size": 32000},
     ),
     "mistralai/Codestral-22B-v0.1": (
         "mistralai/Mistral-7B-v0.3",
         {"hidden_size": 6144, "intermediate_size": 16384, "num_attention_heads": 48,
          "num_hidden_layers": 56},
-        22247282688,
     ),
     "mistralai/Mistral-Large-Instruct-2407": (
         "mistralai/Mistral-7B-v0.3",
         {"hidden_size": 12288, "intermediate_size": 28672, "num_attention_heads": 96,
          "num_hidden_layers": 88, "max_position_embeddings": 131072},
-        122610069504,
     ),
     "google/gemma-3-27b-it": (
         "google/gemma-3-4b-it",
         {"hidden_size": 5376, "intermediate_size": 21504, "num_attention_heads": 32,
          "num_hidden_layers": 62, "num_key_value_heads": 16, "head_dim": 128},
-        None,
     ),
     "ibm-granite/granite-3.1-1b-a400m-instruct": (
         "ibm-granite/granite-3.1-3b-a800m-instruct",
         {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24,
          "num_local_experts": 32},
-        None,
     ),
     "microsoft/Phi-3-medium-4k-instruct": (
         "microsoft/Phi-3-mini-4k-instruct",
         {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 40,
          "num_hidden_layers": 40, "num_key_value_heads": 10},
-        13960238080,
     ),
     "microsoft/Phi-3.5-mini-instruct": (
         "microsoft/Phi-3-mini-4k-instruct",
-        {"max_position_embeddings": 131072, "sliding_window": 262144}, 3821079552,
+        {"max_position_embeddings": 131072, "sliding_window": 262144},
     ),
     "01-ai/Yi-1.5-9B-Chat": (
         "01-ai/Yi-34B",
         {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32,
          "num_hidden_layers": 48, "num_key_value_heads": 4},
-        8829407232,
     ),
     "codellama/CodeLlama-13b-hf": (
         "codellama/CodeLlama-7b-hf",
         {"hidden_size": 5120, "intermediate_size": 13824, "num_attention_heads": 40,
          "num_hidden_layers": 40, "num_key_value_heads": 40},
-        13016028160,
     ),
     "codellama/CodeLlama-34b-Instruct-hf": (
         "codellama/CodeLlama-7b-hf",
         {"hidden_size": 8192, "intermediate_size": 22016, "num_attention_heads": 64,
          "num_hidden_layers": 48, "num_key_value_heads": 8, "vocab_size": 32000},
-        33743970304,
     ),
     "facebook/opt-13b": (
         "facebook/opt-6.7b",
         {"hidden_size": 5120, "word_embed_proj_dim": 5120, "ffn_dim": 20480,
          "num_attention_heads": 40, "num_hidden_layers": 40},
-        12853473280,
     ),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": (
         "01-ai/Yi-34B",
         {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32,
          "num_hidden_layers": 24, "num_key_value_heads": 32, "vocab_size": 49152,
          "max_position_embeddings": 8192, "tie_word_embeddings": True},
-        1711376384,
     ),
     "tiiuae/Falcon3-7B-Instruct": (
         "01-ai/Yi-34B",
         {"hidden_size": 3072, "intermediate_size": 23040, "num_attention_heads": 12,
          "num_hidden_layers": 28, "num_key_value_heads": 4, "head_dim": 256,
          "vocab_size": 131072, "max_position_embeddings": 32768},
-        7455550464,
     ),
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": (
-        "Qwen/Qwen2.5-1.5B", {"tie_word_embeddings": False}, 1777088000,
+        "Qwen/Qwen2.5-1.5B", {"tie_word_embeddings": False},
     ),
     "deepseek-ai/DeepSeek-V3.2-Exp": (
         "deepseek-ai/DeepSeek-V3",
         {"model_type": "deepseek_v32", "index_n_heads": 64, "index_head_dim": 128,
          "index_topk": 2048},
-        None,
     ),
-    "zai-org/GLM-4.6": ("zai-org/GLM-4.5", {"max_position_embeddings": 202752}, None),
+    "zai-org/GLM-4.6": ("zai-org/GLM-4.5", {"max_position_embeddings": 202752}),
     # Attention and the first and last layer stay wide.
     "meta-llama/Llama-3.1-405B-Instruct-FP8": (
         "meta-llama/Meta-Llama-3.1-405B",
@@ -679,77 +616,260 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any], int | None]]] = {
             "modules_to_not_convert": [
                 "lm_head", "model.layers.0", "model.layers.125", "self_attn"],
         }},
-        None,
     ),
-    "Qwen/Qwen2.5-7B-Instruct-AWQ": ("Qwen/Qwen2.5-7B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": ("Qwen/Qwen2.5-7B", {"quantization_config": _GPTQ}, None),
-    "Qwen/Qwen2.5-14B-Instruct-AWQ": ("Qwen/Qwen2.5-14B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen2.5-32B-Instruct-AWQ": ("Qwen/Qwen2.5-32B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B", {"max_position_embeddings": 262144}, None),
-    "Qwen/Qwen3-8B-FP8": ("Qwen/Qwen3-8B", {"quantization_config": _FP8_BLOCKS}, None),
-    "Qwen/Qwen3-14B-FP8": ("Qwen/Qwen3-14B", {"quantization_config": _FP8_BLOCKS}, None),
-    "Qwen/Qwen3-32B-FP8": ("Qwen/Qwen3-32B", {"quantization_config": _FP8_BLOCKS}, None),
-    "Qwen/Qwen3-8B-AWQ": ("Qwen/Qwen3-8B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen3-14B-AWQ": ("Qwen/Qwen3-14B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen3-32B-AWQ": ("Qwen/Qwen3-32B", {"quantization_config": _AWQ}, None),
-    "Qwen/Qwen3-30B-A3B-GPTQ-Int4": ("Qwen/Qwen3-30B-A3B", {"quantization_config": _GPTQ}, None),
+    "Qwen/Qwen2.5-7B-Instruct-AWQ": ("Qwen/Qwen2.5-7B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4": ("Qwen/Qwen2.5-7B", {"quantization_config": _GPTQ}),
+    "Qwen/Qwen2.5-14B-Instruct-AWQ": ("Qwen/Qwen2.5-14B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen2.5-32B-Instruct-AWQ": ("Qwen/Qwen2.5-32B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B", {"max_position_embeddings": 262144}),
+    "Qwen/Qwen3-8B-FP8": ("Qwen/Qwen3-8B", {"quantization_config": _FP8_BLOCKS}),
+    "Qwen/Qwen3-14B-FP8": ("Qwen/Qwen3-14B", {"quantization_config": _FP8_BLOCKS}),
+    "Qwen/Qwen3-32B-FP8": ("Qwen/Qwen3-32B", {"quantization_config": _FP8_BLOCKS}),
+    "Qwen/Qwen3-8B-AWQ": ("Qwen/Qwen3-8B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen3-14B-AWQ": ("Qwen/Qwen3-14B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen3-32B-AWQ": ("Qwen/Qwen3-32B", {"quantization_config": _AWQ}),
+    "Qwen/Qwen3-30B-A3B-GPTQ-Int4": ("Qwen/Qwen3-30B-A3B", {"quantization_config": _GPTQ}),
     "Qwen/Qwen3-30B-A3B-Instruct-2507": (
-        "Qwen/Qwen3-30B-A3B", {"max_position_embeddings": 262144}, None,
+        "Qwen/Qwen3-30B-A3B", {"max_position_embeddings": 262144},
     ),
     "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8": (
-        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144}, None,
+        "Qwen/Qwen3-30B-A3B-FP8", {"max_position_embeddings": 262144},
     ),
     "Qwen/Qwen3-235B-A22B-Instruct-2507": (
-        "Qwen/Qwen3-235B-A22B", {"max_position_embeddings": 262144}, None,
+        "Qwen/Qwen3-235B-A22B", {"max_position_embeddings": 262144},
     ),
     "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8": (
-        "Qwen/Qwen3-235B-A22B-FP8", {"max_position_embeddings": 262144}, None,
+        "Qwen/Qwen3-235B-A22B-FP8", {"max_position_embeddings": 262144},
     ),
     "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8-dynamic": (
         "meta-llama/Llama-3.1-8B",
-        {"quantization_config": _compressed("float", "float-quantized")}, None,
+        {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/Meta-Llama-3.1-8B-Instruct-quantized.w4a16": (
-        "meta-llama/Llama-3.1-8B", {"quantization_config": _PACKED_INT4}, None,
+        "meta-llama/Llama-3.1-8B", {"quantization_config": _PACKED_INT4},
     ),
     "RedHatAI/Llama-3.3-70B-Instruct-quantized.w8a8": (
         "meta-llama/Meta-Llama-3.1-70B",
-        {"quantization_config": _compressed("int", "int-quantized")}, None,
+        {"quantization_config": _compressed("int", "int-quantized")},
     ),
     "RedHatAI/Llama-3.3-70B-Instruct-quantized.w4a16": (
-        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _PACKED_INT4}, None,
+        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _PACKED_INT4},
     ),
     "RedHatAI/Qwen2.5-7B-Instruct-quantized.w4a16": (
-        "Qwen/Qwen2.5-7B", {"quantization_config": _PACKED_INT4}, None,
+        "Qwen/Qwen2.5-7B", {"quantization_config": _PACKED_INT4},
     ),
     "RedHatAI/Qwen3-8B-FP8-dynamic": (
-        "Qwen/Qwen3-8B", {"quantization_config": _compressed("float", "float-quantized")}, None,
+        "Qwen/Qwen3-8B", {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/Qwen3-32B-FP8-dynamic": (
-        "Qwen/Qwen3-32B", {"quantization_config": _compressed("float", "float-quantized")}, None,
+        "Qwen/Qwen3-32B", {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/phi-4-FP8-dynamic": (
-        "microsoft/phi-4", {"quantization_config": _compressed("float", "float-quantized")}, None,
+        "microsoft/phi-4", {"quantization_config": _compressed("float", "float-quantized")},
     ),
     "RedHatAI/phi-4-quantized.w8a8": (
-        "microsoft/phi-4", {"quantization_config": _compressed("int", "int-quantized")}, None,
+        "microsoft/phi-4", {"quantization_config": _compressed("int", "int-quantized")},
     ),
     "hugging-quants/Meta-Llama-3.1-8B-Instruct-AWQ-INT4": (
-        "meta-llama/Llama-3.1-8B", {"quantization_config": _AWQ}, None,
+        "meta-llama/Llama-3.1-8B", {"quantization_config": _AWQ},
     ),
     "hugging-quants/Meta-Llama-3.1-70B-Instruct-AWQ-INT4": (
-        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _AWQ}, None,
+        "meta-llama/Meta-Llama-3.1-70B", {"quantization_config": _AWQ},
     ),
     "TheBloke/Mistral-7B-Instruct-v0.2-AWQ": (
-        "mistralai/Mistral-7B-Instruct-v0.2", {"quantization_config": _AWQ}, None,
+        "mistralai/Mistral-7B-Instruct-v0.2", {"quantization_config": _AWQ},
     ),
     "TheBloke/Llama-2-7B-Chat-AWQ": (
-        "meta-llama/Llama-2-7b-hf", {"quantization_config": _AWQ}, None,
+        "meta-llama/Llama-2-7b-hf", {"quantization_config": _AWQ},
     ),
     "openai-community/gpt2-medium": (
-        "openai-community/gpt2-large", {"n_embd": 1024, "n_head": 16, "n_layer": 24}, 354823168,
+        "openai-community/gpt2-large", {"n_embd": 1024, "n_head": 16, "n_layer": 24},
     ),
 }  # fmt: skip
+
+#: What a published total counts.
+_BUFFERS: Final = "parameters and buffers"
+_MODULES: Final = "parameters and modules that predict further tokens"
+_ALL: Final = "parameters, buffers and modules that predict further tokens"
+_COPIES: Final = f"{_ALL}, with copies of the embedding and the head"
+_SCALES: Final = "parameters and scales of blocks"
+
+#: Files in which totals are printed.
+_PUBLIC: Final = "a public file on GitHub: "
+_CALFLOPS: Final = (
+    "github.com/MrYxJ/calculate-flops.pytorch@086d419f3b7b6913b79e288dc8b8c92a03279341 README.md, "
+    "table of models"
+)
+_KERAS: Final = "github.com/keras-team/keras-hub"
+_PRINTED: Final = f"{_PUBLIC}what chatllm.cpp prints for the model"
+_API: Final = f"{_PUBLIC}KNOWN_MODELS, 'HF Hub API 2026-09-25: ... safetensors.total'"
+_KVFIT: Final = f"{_PUBLIC}kvfit build_registry.py, 'exact params from HF safetensors'"
+_MIXTURES: Final = f"{_PUBLIC}table of MoE base models, total_params from HF"
+_TOGETHER: Final = f"{_PUBLIC}together model_param_count"
+_METADATA: Final = f"{_PUBLIC}get_model_sizes, from get_safetensors_metadata of huggingface_hub"
+_CARD: Final = f"{_PUBLIC}model card with 'Num parameters ... (safetensors metadata)'"
+_REGISTRY: Final = (
+    f"{_PUBLIC}model registry, total_parameters with 'total_parameters_source: safetensors'"
+)
+_LLAMA_CPP: Final = f"{_PUBLIC}n_params of llama.cpp"
+_CALCULATOR: Final = f"{_PUBLIC}paramCount in a calculator's list of models"
+_ROTARY: Final = "; the Hub's total also counts the rotary frequencies in the files: "
+
+
+class Total(NamedTuple):
+    """A total that was published, the file that prints it, and what it counts."""
+
+    total: int
+    source: str
+    counts: str = "parameters"
+
+
+#: The totals of models that are no row of the file. Each was read in the file that is named; a
+#: model of which no file was found that prints one has none.
+TOTALS: Final[dict[str, Total]] = {
+    "01-ai/Yi-1.5-9B-Chat": Total(
+        8829407232, f"{_REGISTRY} (01-ai/Yi-1.5-9B-Chat-16K: same shape)"
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": Total(1711376384, _API),
+    "LGAI-EXAONE/EXAONE-3.0-7.8B-Instruct": Total(
+        7818448896,
+        f"{_PUBLIC}report on EXAONE-3.5-7.8B-Instruct in MLX, model parameters (same shape)",
+    ),
+    "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct": Total(
+        7818448896, f"{_PUBLIC}report on EXAONE-3.5-7.8B-Instruct in MLX, model parameters"
+    ),
+    "MiniMaxAI/MiniMax-M1-80k": Total(456089655296, _MIXTURES),
+    "MiniMaxAI/MiniMax-Text-01": Total(
+        456089655296, f"{_MIXTURES} (MiniMaxAI/MiniMax-M1-80k: same shape)"
+    ),
+    "Qwen/QwQ-32B": Total(32763876352, f"{_METADATA} (Qwen/Qwen2.5-32B-Instruct: same shape)"),
+    "Qwen/Qwen-1_8B": Total(1836828672, f"{_CARD} (Qwen/Qwen1.5-1.8B: same shape)"),
+    "Qwen/Qwen-7B": Total(7721324544, _CALFLOPS),
+    "Qwen/Qwen1.5-7B-Chat": Total(7721324544, f"{_CALFLOPS} (Qwen-7B: same shape)"),
+    "Qwen/Qwen2.5-0.5B": Total(494032768, f"{_API} (Qwen/Qwen2.5-0.5B-Instruct: same shape)"),
+    "Qwen/Qwen2.5-1.5B": Total(1543714304, f"{_API} (Qwen/Qwen2.5-1.5B-Instruct: same shape)"),
+    "Qwen/Qwen2.5-3B": Total(3085938688, f"{_API} (Qwen/Qwen2.5-3B-Instruct: same shape)"),
+    "Qwen/Qwen2.5-14B": Total(
+        14770033664, f"{_LLAMA_CPP} for Qwen2.5-Coder-14B-Instruct (same shape)"
+    ),
+    "Qwen/Qwen2.5-32B": Total(32763876352, f"{_METADATA} (Qwen/Qwen2.5-32B-Instruct: same shape)"),
+    "Qwen/Qwen3-8B": Total(8190735360, _API),
+    "Qwen/Qwen3-14B": Total(
+        14768307200,
+        f"{_KERAS}@1df65dab96fb417c6df011c25802017109e96c66 "
+        "keras_hub/src/models/qwen3/qwen3_presets.py",
+    ),
+    "Qwen/Qwen3-32B": Total(32762123264, _API),
+    "Qwen/Qwen3-4B-Instruct-2507": Total(4022468096, _API),
+    "Qwen/Qwen3-30B-A3B": Total(30532122624, _MIXTURES),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507": Total(30532122624, _MIXTURES),
+    "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8": Total(30533947392, _MIXTURES, _SCALES),
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct-FP8": Total(30533947392, _MIXTURES, _SCALES),
+    "Qwen/Qwen3-235B-A22B": Total(235093634560, _MIXTURES),
+    "Qwen/Qwen3-235B-A22B-Instruct-2507": Total(235093634560, _MIXTURES),
+    "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8": Total(235107904512, _MIXTURES, _SCALES),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": Total(30532122624, f"{_LLAMA_CPP}, the language model alone"),
+    "THUDM/chatglm-6b": Total(6173286400, _CALFLOPS),
+    "THUDM/chatglm3-6b": Total(6243584000, _CALFLOPS),
+    "THUDM/glm-4-9b": Total(9399951360, _PRINTED),
+    "XiaomiMiMo/MiMo-7B-Base": Total(7833409536, _CALCULATOR, _MODULES),
+    "allenai/OLMoE-1B-7B-0924": Total(
+        6919161856, f"{_PUBLIC}elements in the headers of the checkpoint's safetensors files"
+    ),
+    "baichuan-inc/Baichuan-7B": Total(7000559616, _CALFLOPS),
+    "codellama/CodeLlama-13b-hf": Total(13016028160, _TOGETHER),
+    "codellama/CodeLlama-34b-Instruct-hf": Total(
+        33743970304,
+        f"{_PUBLIC}list of models of together.ai, num_parameters "
+        "(Phind/Phind-CodeLlama-34B-Python-v1: same shape)",
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": Total(
+        1777088000, f"{_PUBLIC}original_param_num of DeepSeek-R1-Distill-Qwen-1.5B"
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B": Total(
+        14770033664, f"{_PUBLIC}parameters that ollama states of deepseek-r1:14b"
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": Total(
+        32763876352, f"{_PUBLIC}list of models of a fine-tuning service, paramCount"
+    ),
+    "deepseek-ai/DeepSeek-V2-Lite-Chat": Total(15706484224, _MIXTURES),
+    "deepseek-ai/DeepSeek-V3.2-Exp": Total(
+        685396921376, _MIXTURES, f"{_COPIES}, and scales of blocks"
+    ),
+    "deepseek-ai/deepseek-coder-6.7b-instruct": Total(6740512768, _REGISTRY),
+    "deepseek-ai/deepseek-moe-16b-base": Total(16375728128, _MIXTURES),
+    "facebook/opt-6.7b": Total(
+        6658473984, f"{_PUBLIC}sizes of models, 'exact from profiling' (opt-6.7b)"
+    ),
+    "facebook/opt-13b": Total(
+        12853473280, f"{_PUBLIC}elements of the 644 tensors of OPT-13B in a benchmark of kernels"
+    ),
+    "google/gemma-2-2b": Total(2614341888, f"{_API} (google/gemma-2-2b-it: same shape)"),
+    "google/gemma-2-27b": Total(27227128320, _KVFIT),
+    "google/gemma-3-12b-it": Total(11766034176, f"{_LLAMA_CPP}, the language model alone"),
+    "google/gemma-3-27b-it": Total(27009346304, f"{_LLAMA_CPP}, the language model alone"),
+    "ibm-granite/granite-3.1-1b-a400m-instruct": Total(
+        1334628352, f"{_PUBLIC}parameters of a loaded GraniteMoe model of the same shape"
+    ),
+    "ibm-granite/granite-3.1-2b-instruct": Total(
+        2533531648, f"{_PUBLIC}table of repositories of the Hub with their parameters"
+    ),
+    "ibm-granite/granite-3.1-3b-a800m-instruct": Total(
+        3298793472,
+        f"{_PUBLIC}list of guard models, params (granite-guardian-3.2-3b-a800m: same shape)",
+    ),
+    "ibm-granite/granite-3.1-8b-instruct": Total(8170848256, _CARD),
+    "inclusionAI/Ling-1T": Total(999705328640, _MIXTURES, _BUFFERS),
+    "inclusionAI/Ling-flash-2.0": Total(102889705216, _MIXTURES, _BUFFERS),
+    "inclusionAI/Ling-mini-2.0": Total(16255643392, _MIXTURES, _BUFFERS),
+    "internlm/internlm2_5-1_8b": Total(1889110016, f"{_METADATA} (the chat model: same shape)"),
+    "internlm/internlm2_5-20b": Total(19861149696, f"{_METADATA} (the chat model: same shape)"),
+    "internlm/internlm2_5-7b": Total(7737708544, f"{_METADATA} (the chat model: same shape)"),
+    "meta-llama/Llama-2-7b-hf": Total(6738415616, f"{_TOGETHER}{_ROTARY}6738417664"),
+    "meta-llama/Llama-2-13b-hf": Total(13015864320, f"{_TOGETHER}{_ROTARY}13015866880"),
+    "meta-llama/Llama-2-70b-hf": Total(68976648192, f"{_TOGETHER}{_ROTARY}68976653312"),
+    "meta-llama/Llama-3.2-3B": Total(
+        3212749824, f"{_API} (meta-llama/Llama-3.2-3B-Instruct: same shape)"
+    ),
+    "meta-llama/Llama-3.3-70B-Instruct": Total(70553706496, _API),
+    "microsoft/Phi-3-medium-4k-instruct": Total(
+        13960238080, f"{_PUBLIC}model_size of unsloth/Phi-3-medium-4k-instruct"
+    ),
+    "microsoft/Phi-3.5-MoE-instruct": Total(
+        41873153344, f"{_PUBLIC}digest of a comparison of Phi-3.5-mini and Phi-3.5-MoE"
+    ),
+    "microsoft/Phi-3.5-mini-instruct": Total(3821079552, _API),
+    "microsoft/phi-2": Total(2779683840, _REGISTRY),
+    "mistralai/Codestral-22B-v0.1": Total(
+        22247282688, f"{_PUBLIC}frozen parameters when Codestral-22B is tuned with LoRA"
+    ),
+    "mistralai/Mistral-7B-Instruct-v0.2": Total(
+        7241732096,
+        f"{_KERAS}@0e1444fdfbc088d2e736a43927f4719a30becd19 "
+        "keras_hub/src/models/mistral/mistral_presets.py",
+    ),
+    "mistralai/Mistral-Large-Instruct-2407": Total(
+        122610069504,
+        f"{_PUBLIC}'exact dense parameter count' that its author took from the configuration of "
+        "Mistral-Large-Instruct-2411 (same shape)",
+    ),
+    "mistralai/Mistral-Small-3.2-24B-Instruct-2506": Total(
+        23572403200, f"{_LLAMA_CPP} for Devstral-Small-2-24B (same shape), the language model alone"
+    ),
+    "moonshotai/Kimi-Dev-72B": Total(
+        72706203648, f"{_KVFIT} (Qwen/Qwen2.5-72B-Instruct: same shape)"
+    ),
+    "nvidia/Llama-3_3-Nemotron-Super-49B-v1": Total(
+        49867145216, f"{_PUBLIC}notes on the checkpoint, 'confirmed size', bf16 parameters"
+    ),
+    "openai-community/gpt2-medium": Total(354823168, f"{_PUBLIC}MODEL_NTP constants"),
+    "openai/gpt-oss-20b": Total(20914757184, _API),
+    "openbmb/MiniCPM-2B-sft-bf16": Total(2724880896, _PRINTED),
+    "tiiuae/Falcon3-7B-Instruct": Total(
+        7455550464, f"{_PUBLIC}model_parameters of falcon3-7b-instruct, held against its manifest"
+    ),
+    "zai-org/GLM-4.6": Total(356785898816, _MIXTURES, _ALL),
+}
 
 #: Further names of a model: of the same shape, or short.
 ALIASES: Final[dict[str, tuple[str, ...]]] = {
@@ -864,27 +984,31 @@ def published_total(check: dict[str, Any]) -> dict[str, Any]:
     counts = {
         "n_params": "parameters",
         "n_params_with_tied_head_counted": "parameters and the tied head once more",
-        "n_params_plus_persistent_buffers": "parameters and buffers",
+        "n_params_plus_persistent_buffers": _BUFFERS,
+        "n_params+buffers+mtp": _ALL,
+        "n_params+buffers+mtp+copies": _COPIES,
+        "n_params+buffers+mtp+block_scales": f"{_ALL}, and scales of blocks",
+        "n_params+block_scales": _SCALES,
     }
-    if check.get("matched") is True:
+    if check.get("matched_as") in counts:
         counted, total, source = check["matched_as"], check["published"], check["published_source"]
     elif "without_mtp_matched_as" in check:  # of the same model without its extra modules
         counted, total = check["without_mtp_matched_as"], check["published_without_mtp"]
         source = check["published_without_mtp_source"]
     else:
         return {}
-    return {
-        "published": total,
-        "published_source": source,
-        "published_counts": counts[counted],
-    }
+    return _published(Total(total, source, counts[counted]))
 
 
-def _published(total: int | None, counts: str, source: str = _FILES) -> dict[str, Any]:
+def _published(known: Total | None) -> dict[str, Any]:
     """Return the entries for a total that was published."""
-    if total is None:
+    if known is None:
         return {}
-    return {"published": total, "published_source": source, "published_counts": counts}
+    return {
+        "published": known.total,
+        "published_source": known.source,
+        "published_counts": known.counts,
+    }
 
 
 def main() -> None:
@@ -905,14 +1029,14 @@ def main() -> None:
     for name, known in SHAPES.items():
         models[name] = {
             "source": known.source,
-            **_published(known.published, known.counts, known.published_source),
+            **_published(TOTALS.get(name)),
             "config": dict(sorted(known.config.items())),
         }
-    for name, (like, changes, published) in VARIANTS.items():
+    for name, (like, changes) in VARIANTS.items():
         config = models[like]["config"]
         models[name] = {
             "source": f"the published sizes; other fields as {like}",
-            **_published(published, "parameters"),
+            **_published(TOTALS.get(name)),
             "config": dict(sorted((config | changes).items())),
         }
     for name, aliases in ALIASES.items():

@@ -72,8 +72,9 @@ def _entry(
     elif not counted:
         # Not in transformers: compared with totals that were published.
         entries = [entry for entry in _catalogued() if entry.config["model_type"] == model_type]
-        configs = [dict(entry.config) for entry in entries if entry.published is not None]
-        equal = ["parameters"]
+        known = [entry for entry in entries if entry.published is not None]
+        configs = [dict(entry.config) for entry in known or entries]
+        equal = ["parameters"] if known else []
     else:
         configs = [row["config"] for row in counted + run]
         equal = list(_equal(counted, run))
@@ -150,7 +151,13 @@ def _equal(counted: list[dict[str, Any]], run: list[dict[str, Any]]) -> Iterator
 
 def _remarks(model_type: str) -> Iterator[str]:
     if model_type not in CONFIG_MAPPING and model_type not in SAME_AS:
-        yield "parameters: its code is in its own repository: held against published totals"
+        known = any(
+            entry.published is not None
+            for entry in _catalogued()
+            if entry.config["model_type"] == model_type
+        )
+        held = "held against published totals" if known else "no published total is known"
+        yield f"parameters: its code is in its own repository: {held}"
     groups, why = published.JOINED.get(model_type, ((), ""))
     if groups:
         yield f"groups: {' + '.join(groups)} as one sum: {why}"
@@ -209,11 +216,9 @@ def _published() -> Iterator[tuple[str, str]]:
     yield "parameters and groups equal those of the module", f"{size} of {size}"
     known = sum(row["verified"] for row in found)
     yield "of these, the module's total equals a published exact number", f"{known} of {size}"
-    known = sum(entry.published is not None for entry in _catalogued())
-    yield (
-        "models by name: the total equals a published exact number",
-        f"{known} of {len(_catalogued())}",
-    )
+    size, known = len(_catalogued()), sum(entry.published is not None for entry in _catalogued())
+    yield "models by name: the total equals a published exact number", f"{known} of {size}"
+    yield "models by name: no published exact number is known", f"{size - known} of {size}"
 
 
 def _catalogued() -> list[catalogue.Entry]:
@@ -255,18 +260,12 @@ def _refused() -> str:
 
 
 def _names() -> Iterator[tuple[str, ...]]:
-    equal = {
-        "parameters": "equal",
-        "parameters and the tied head once more": "equal, with the tied head counted twice",
-        "parameters and buffers": "equal, with the buffers",
-        "parameters and modules that predict further tokens": (
-            "equal, with the modules that predict further tokens"
-        ),
-    }
     for entry in _catalogued():
         spec = load_model(entry.name)
         total = f"{memory.parameters(spec).total:,}".replace(",", " ")
-        known = "not known" if entry.published is None else equal[entry.published_counts or ""]
+        beside = re.sub("^parameters(, | and |)", "", entry.published_counts or "")
+        known = "not known" if entry.published is None else "equal"
+        known += f", with {beside}" if beside else ""
         names = ", ".join(f"`{spelling}`" for spelling in (entry.name, *entry.aliases))
         yield names, f"`{_inner(entry.config)['model_type']}`", total, known
 

@@ -138,7 +138,8 @@ def test_the_listing_has_what_it_is_asked_for() -> None:
         assert entry.layer_kinds
         assert entry.cache_kinds
         assert entry.checked.configs > 0
-        assert entry.checked.equal[0] == "parameters"
+        if name != "phi3small":  # no exact total was published that could be read
+            assert entry.checked.equal[0] == "parameters"
         if name in CONFIG_MAPPING:  # others are held against published totals alone
             assert "groups" in entry.checked.equal
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import attrs
 import pytest
 
 from llmcalc import LlmcalcError, ModelSpec, load_model, memory
-from llmcalc.spec import Linear, MultiToken, Norm
-from llmcalc.spec.ledger import Ledger
+from llmcalc.spec import MultiToken, Norm
+from tests.checkpoints import block_scales, with_all_modules
 from tests.truth import rows
 
 
 def _published(model_id: str) -> dict[str, Any]:
     [row] = [row for row in rows("real_models") if row["model_id"] == model_id]
     return row
-
-
-def _with_all_modules(spec: ModelSpec, *, copies: bool) -> int:
-    modules = memory.multi_token_parameters(spec, copies=copies)
-    return (memory.parameters(spec) + memory.buffers(spec, multi_token=True) + modules).total
 
 
 #: Published totals of the elements in a checkpoint that has modules for further tokens, and
@@ -38,7 +32,7 @@ PUBLISHED = {
 def test_checkpoints_have_the_published_elements(model_id: str) -> None:
     row = _published(model_id)
     spec = load_model(row["config"])
-    total = _with_all_modules(spec, copies=PUBLISHED[model_id])
+    total = with_all_modules(spec, copies=PUBLISHED[model_id])
     assert total == row["published_check"]["published"]
 
 
@@ -46,30 +40,15 @@ def test_a_config_of_qwen3_next_does_not_state_the_module_in_its_checkpoint() ->
     row = _published("Qwen/Qwen3-Next-80B-A3B-Instruct")
     assert load_model(row["config"]).multi_token == ()
     spec = load_model({**row["config"], "num_nextn_predict_layers": 1})
-    assert _with_all_modules(spec, copies=False) == row["published_check"]["published"]
+    assert with_all_modules(spec, copies=False) == row["published_check"]["published"]
     assert spec == load_model({**row["config"], "mtp_num_hidden_layers": 1})
-
-
-def _block_scales(ledger: Ledger) -> int:
-    """Return the scales of 128 x 128 blocks of all matrices but routers, joins and heads."""
-    scales = 0
-    for entry in ledger.entries:
-        item = entry.item
-        if isinstance(item, Linear) and item.name not in {"router", "join", "output"}:
-            rows_of = sum(math.prod(axis.size for axis in piece) for piece in item.out)
-            columns = math.prod(axis.size for axis in item.into)
-            blocks = math.ceil(rows_of / 128) * math.ceil(columns / 128)
-            experts = 1 if item.experts is None else item.experts.size
-            scales += blocks * experts * (entry.count or 1)
-    return scales
 
 
 @pytest.mark.parametrize("model_id", ["deepseek-ai/DeepSeek-V3", "deepseek-ai/DeepSeek-R1"])
 def test_the_checkpoint_of_deepseek_v3_has_the_scales_of_blocks_too(model_id: str) -> None:
     row = _published(model_id)
     spec = load_model(row["config"])
-    scales = _block_scales(spec.ledger) + _block_scales(spec.multi_token_ledger)
-    total = _with_all_modules(spec, copies=True) + scales
+    total = with_all_modules(spec, copies=True) + block_scales(spec)
     assert total == row["published_check"]["published"]
 
 
