@@ -2,11 +2,13 @@
 
 * `with_all_modules`: the elements with the modules that predict further tokens.
 * `block_scales`: the scales of weights in fp8.
+* `in_blocks`: the elements that are stored in fp8, and their scales.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from llmcalc import ModelSpec, memory
 from llmcalc.spec import Linear
@@ -23,22 +25,27 @@ def with_all_modules(spec: ModelSpec, *, copies: bool) -> int:
 
 
 def block_scales(spec: ModelSpec) -> int:
-    """Return the scales of 128 x 128 blocks, those of modules for further tokens among them.
-
-    All matrices have them but routers, joins, heads and the weights of an indexer's heads.
-    """
-    return _block_scales(spec.ledger) + _block_scales(spec.multi_token_ledger)
+    """Return the scales of 128 x 128 blocks, those of modules for further tokens among them."""
+    return in_blocks(spec.ledger).scales + in_blocks(spec.multi_token_ledger).scales
 
 
-def _block_scales(ledger: Ledger) -> int:
-    scales = 0
+class InBlocks(NamedTuple):
+    """The elements that are stored in fp8, and their scales."""
+
+    elements: int
+    scales: int
+
+
+def in_blocks(ledger: Ledger) -> InBlocks:
+    """Return the elements of all matrices but routers, joins, heads and an indexer's weights."""
+    elements = scales = 0
     for entry in ledger.entries:
         item = entry.item
         wide = {"router", "join", "output", "index_weights"}
         if isinstance(item, Linear) and item.name not in wide:
             rows_of = sum(math.prod(axis.size for axis in piece) for piece in item.out)
             columns = math.prod(axis.size for axis in item.into)
-            blocks = math.ceil(rows_of / 128) * math.ceil(columns / 128)
-            experts = 1 if item.experts is None else item.experts.size
-            scales += blocks * experts * (entry.count or 1)
-    return scales
+            number = (1 if item.experts is None else item.experts.size) * (entry.count or 1)
+            elements += rows_of * columns * number
+            scales += math.ceil(rows_of / 128) * math.ceil(columns / 128) * number
+    return InBlocks(elements, scales)

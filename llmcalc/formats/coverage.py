@@ -25,7 +25,8 @@ from llmcalc.spec.model import ModelSpec
 
 __all__ = ["Coverage", "Rule", "Scheme", "Uniform", "layer_numbers"]
 
-#: What is usually left wide: the head. Embeddings, norms, routers and vectors always are.
+#: What is usually left wide: the head. Embeddings, norms, routers and vectors always are, and so
+#: are the weights of an indexer's heads, as in the files of DeepSeek-V3.2-Exp and GLM-5-FP8.
 HEAD: Final = ("lm_head",)
 
 #: The routed experts, under the names that published models give them.
@@ -146,9 +147,9 @@ class Coverage(Scheme):
     """The matrices of linear layers that a rule covers are in its format; the rest is `wide`.
 
     The first rule that has the module among its targets counts. Embeddings, norms, vectors,
-    convolutions and routers are wide, and so is what `ignore` names; patterns are those of
-    `llmcalc.formats.modules.Patterns`. `layers` gives the layers' numbers by their label, which
-    patterns with numbers need.
+    convolutions, routers and the weights of an indexer's heads are wide, and so is what `ignore`
+    names; patterns are those of `llmcalc.formats.modules.Patterns`. `layers` gives the layers'
+    numbers by their label, which patterns with numbers need.
 
     >>> from llmcalc import ModelSpec, formats, memory
     >>> from llmcalc.formats import Coverage, Rule
@@ -204,7 +205,7 @@ class Coverage(Scheme):
         number = 1
         if tensor.times:
             number = tensor.times[0][0] if layers is None else len(layers)
-        if not is_matrix(tensor) or _is_router(tensor):
+        if not is_matrix(tensor) or _stays_wide(tensor):
             return ((self.wide, number),)
         if not tensor.times:
             return ((self._choose(module_names(tensor, None)), number),)
@@ -245,8 +246,11 @@ def counted(formats: Iterable[Format]) -> tuple[tuple[Format, int], ...]:
     return tuple((several[0], len(several)) for several in counts.values())
 
 
-def _is_router(tensor: StoredTensor) -> bool:
-    return tensor.path[0] == "experts" and tensor.path[-1].startswith("router")
+def _stays_wide(tensor: StoredTensor) -> bool:
+    """Return whether the matrix is a router, or gives the weights of an indexer's heads."""
+    name = tensor.path[-1]
+    routes = tensor.path[0] == "experts" and name.startswith("router")
+    return routes or (tensor.path[0] == "attention" and name.startswith("index_weights"))
 
 
 def layer_numbers(spec: ModelSpec) -> Mapping[str, tuple[int, ...]]:

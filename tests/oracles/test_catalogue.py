@@ -16,7 +16,7 @@ from llmcalc import LlmcalcError, load_model, memory
 from llmcalc.errors import MissingExtraError, UnknownNameError
 from llmcalc.huggingface import catalogue
 from scripts.catalogue import ELSEWHERE
-from tests.checkpoints import block_scales
+from tests.checkpoints import block_scales, in_blocks
 from tests.truth import rows
 
 ENTRIES = [catalogue.find(name) for name in catalogue.names()]
@@ -62,6 +62,18 @@ def test_an_entry_has_its_published_total(entry: catalogue.Entry) -> None:
     if "scales" in counts:
         total += block_scales(spec)
     assert total == entry.published
+
+
+@pytest.mark.parametrize(
+    "entry", [_named(e) for e in ENTRIES if e and "scales" in (e.published_counts or "")]
+)
+def test_a_checkpoint_in_fp8_has_the_scales_that_its_published_total_counts(
+    entry: catalogue.Entry,
+) -> None:
+    spec = load_model(entry.name)
+    elements, scales = in_blocks(spec.ledger)
+    wide = memory.parameters(spec).total - elements
+    assert memory.weight_bytes(spec, weights="checkpoint").total == 2 * wide + elements + 4 * scales
 
 
 def test_every_total_says_where_it_was_read_and_no_source_stands_alone() -> None:
