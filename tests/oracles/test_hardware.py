@@ -46,6 +46,17 @@ DATA_SHEETS: dict[str, tuple[dict[str, float], float, int | None, float | None]]
     "L4": ({"bf16": 242 / 2, "fp8": 485 / 2, "int8": 485 / 2, "fp32": 30.3}, 300, 72, None),
     # NVIDIA L40S data sheet: bf16 "362.05 | 733*", fp8 "733 | 1466*"; 864 GB/s; 350 W.
     "L40S": ({"bf16": 362.05, "fp8": 733, "int8": 733, "fp32": 91.6}, 864, 350, None),
+    # NVIDIA L40 data sheet: bf16 "181.05 | 362.1*", fp8 "362 | 724*"; 864 GB/s; 300 W.
+    "L40": ({"bf16": 181.05, "fp8": 362, "int8": 362, "fp32": 90.5}, 864, 300, None),
+    # NVIDIA A40 data sheet: bf16 "149.7 | 299.4*", int8 "299.3 | 598.6*"; 696 GB/s; 300 W; NVLink
+    # 112.5 GB/s.
+    "A40": ({"bf16": 149.7, "int8": 299.3, "fp32": 37.4}, 696, 300, 112.5 / 2),
+    # The H20 as sellers list it: 148 in bf16, 296 in int8, 44 in fp32; 4.0 TB/s; 400 W.
+    "H20-96GB": ({"bf16": 148, "int8": 296, "fp32": 44}, 4000, 400, 450),
+    # NVIDIA RTX PRO 6000 Blackwell Server Edition data sheet: 1597 GB/s, up to 600 W.
+    "RTX-PRO-6000-Blackwell-Server": ({}, 1597, 600, None),
+    # NVIDIA GH200, the one with 144 GB of HBM3e: 4.9 TB/s.
+    "GH200-144GB": ({}, 4900, None, None),
     # NVIDIA Ada architecture white paper, appendix A: fp32 accumulation 165.2 in fp16 and 330.3
     # in fp8, fp16 accumulation twice that, int8 660.6; 1008 GB/s; 450 W.
     "RTX-4090": (
