@@ -724,7 +724,7 @@ class Total(NamedTuple):
     counts: str = "parameters"
 
 
-#: The totals of models that are no row of the file. Each was read in the file that is named; a
+#: The totals of models that are no row of the file. Each was read in the file that is described; a
 #: model of which no file was found that prints one has none.
 TOTALS: Final[dict[str, Total]] = {
     "01-ai/Yi-1.5-9B-Chat": Total(

@@ -25,8 +25,9 @@ _FILE = os.path.join(os.path.dirname(__file__), "catalogue.json")  # noqa: PTH11
 class Entry(NamedTuple):
     """A published model: its hub id, its shape as a ``config.json`` states it, and the sources.
 
-    `published` is the exact total that was published, where one is known, and
-    `published_counts` what it counts: the parameters, or what else beside them.
+    `published` is the exact total that was published, where one is known: `published_source` says
+    which file prints it, and `published_counts` what it counts: the parameters, and what else
+    beside them.
     """
 
     name: str
