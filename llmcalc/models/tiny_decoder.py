@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 import attrs
 import torch
@@ -46,6 +46,10 @@ _ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
+
+#: A layer, or its attention: what it makes of the new tokens, in a pass, as the layer of a number.
+_Layer: TypeAlias = "Callable[[Tensor, _Pass, int], Tensor]"
+_Function: TypeAlias = Callable[[Tensor], Tensor]
 
 _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
 
@@ -100,6 +104,8 @@ class KVCache:
             (key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
             for key, value in zip(keys, values, strict=True)
         )
+        #: The decoder that read the prompt, and its layers and head as functions.
+        self._bound: tuple[TinyDecoder, Sequence[_Layer], _Function] | None = None
 
     @property
     def batch(self) -> int:
@@ -123,6 +129,10 @@ class KVCache:
             [tensor.clone() for tensor in self.values],
             self.lengths,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy and pickle what it holds; views and functions are made anew."""
+        return KVCache, (self.keys, self.values, self.lengths)
 
     def _append(
         self, layer: int, keys: Tensor, values: Tensor, step: _Pass
@@ -168,8 +178,8 @@ class AttentionLayer(nn.Module):
         self.has_output = part.output
         self.widths = queries, keys, keys
         self.split = part.query_heads, part.kv_heads, part.kv_heads
-        #: W_q, W_k and W_v as one matrix, and as its parts.
-        self._joint: tuple[Tensor, Sequence[Tensor]] | None = None
+        #: W_q, W_k and W_v as one matrix, and where in memory each of them begins in it.
+        self._joint: tuple[Tensor, Sequence[int]] | None = None
 
     def join(self) -> None:
         """Lay W_q, W_k and W_v below each other in one matrix, where they have no biases.
@@ -180,8 +190,9 @@ class AttentionLayer(nn.Module):
         if self.is_joint or any(part.bias is not None for part in three):
             return
         matrix = _streamed(torch.cat([part.weight.data for part in three]))
-        self._joint = matrix, matrix.split_with_sizes(self.widths)
-        for part, rows in zip(three, self._joint[1], strict=True):
+        parts = matrix.split_with_sizes(self.widths)
+        self._joint = matrix, [rows.data_ptr() for rows in parts]
+        for part, rows in zip(three, parts, strict=True):
             part.weight.data = rows
 
     @property
@@ -189,14 +200,8 @@ class AttentionLayer(nn.Module):
         """Whether W_q, W_k and W_v lie in one matrix: they don't once one is put elsewhere."""
         if self._joint is None:
             return False
-        part: Any = self._modules
-        q, k, v = self._joint[1]
-        joint: bool = (
-            part["W_q"]._parameters["weight"].is_set_to(q)  # noqa: SLF001
-            and part["W_k"]._parameters["weight"].is_set_to(k)  # noqa: SLF001
-            and part["W_v"]._parameters["weight"].is_set_to(v)  # noqa: SLF001
-        )
-        return joint
+        three = self.W_q, self.W_k, self.W_v
+        return [part.weight.data_ptr() for part in three] == self._joint[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Join again what has been moved or converted."""
@@ -209,47 +214,61 @@ class AttentionLayer(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.join()
 
-    def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
-        """Mix the new tokens ``x`` (T * B, E) with what came before them."""
+    def bind(self) -> _Layer:
+        """Return the part as a function of the new tokens (T * B, E), the pass and the layer."""
         part: Any = self._modules
-        shape = step.new, step.batch, -1, self.head_dim
-        joint = self._joint
-        if step.joint and joint and self.is_joint:  # (T, B, H | K | K, D)
-            q, k, v = F.linear(x, joint[0]).view(shape).split_with_sizes(self.split, 2)
-        else:
-            three = (part[name]._parameters for name in ("W_q", "W_k", "W_v"))  # noqa: SLF001
-            q, k, v = (F.linear(x, p["weight"], p["bias"]).view(shape) for p in three)
-        if step.turn is not None:
-            q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
-        if step.cache is None:  # (B, K, T, D)
-            keys, values = k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
-        else:  # (B, K, L, D)
-            keys, values = step.cache._append(layer, k, v, step)  # noqa: SLF001
-        mixed = self._attend(q, keys, values, step)  # (T * B, H * D)
-        if not self.has_output:
-            return mixed
-        output = part["W_o"]._parameters  # noqa: SLF001
-        return F.linear(mixed, output["weight"], output["bias"])
+        three = [part[name] for name in ("W_q", "W_k", "W_v")]
+        w_q, w_k, w_v = (one.weight for one in three)
+        b_q, b_k, b_v = (one.bias for one in three)
+        matrix, places = self._joint or (None, (0, 0, 0))
+        q_place, k_place, v_place = places
+        w_o, b_o = (part["W_o"].weight, part["W_o"].bias) if self.has_output else (None, None)
+        split, kv_heads, head_dim = self.split, self.kv_heads, self.head_dim
+        attend, linear, attention = self._attend, F.linear, F.scaled_dot_product_attention
+
+        def mix(x: Tensor, step: _Pass, layer: int) -> Tensor:
+            shape = step.new, step.batch, -1, head_dim  # (T, B, H | K | K, D)
+            if (
+                matrix is not None
+                and step.joint
+                and w_q.data_ptr() == q_place
+                and w_k.data_ptr() == k_place
+                and w_v.data_ptr() == v_place
+            ):
+                q, k, v = linear(x, matrix).view(shape).split_with_sizes(split, 2)
+            else:
+                q, k = linear(x, w_q, b_q).view(shape), linear(x, w_k, b_k).view(shape)
+                v = linear(x, w_v, b_v).view(shape)
+            if step.turn is not None:
+                q, k = _rotated(q, *step.turn), _rotated(k, *step.turn)
+            if step.cache is None:  # (B, K, T, D)
+                keys, values = k.permute(1, 2, 0, 3), v.permute(1, 2, 0, 3)
+            else:  # (B, K, L, D)
+                keys, values = step.cache._append(layer, k, v, step)  # noqa: SLF001
+            if step.new > 1 or step.explicit:
+                mixed = attend(q, keys, values, step)  # (T * B, H * D)
+            else:  # The G query heads of a group are G queries of one KV head: (B, K, G, D).
+                q = q.view(step.batch, kv_heads, -1, head_dim)
+                mixed = attention(q, keys, values, step.mask).reshape(step.batch, -1)
+            return mixed if w_o is None else linear(mixed, w_o, b_o)
+
+        return mix
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, step: _Pass) -> Tensor:
         """Attend with queries (T, B, H, D) to keys and values (B, K, L, D)."""
+        q = q.permute(1, 2, 0, 3)  # (B, H, T, D)
         if step.explicit:
-            mixed = self._products(q.permute(1, 2, 0, 3), keys, values, step.mask)
-        elif step.new == 1:
-            # The G query heads of a group are G queries of one KV head: (B, K, G, D).
-            rows = q.view(step.batch, self.kv_heads, -1, self.head_dim)
-            mixed = F.scaled_dot_product_attention(rows, keys, values, step.mask)
-            return mixed.reshape(step.batch, -1)
+            mixed = self._products(q, keys, values, step.mask)
         else:
             mixed = F.scaled_dot_product_attention(
-                q.permute(1, 2, 0, 3),
+                q,
                 keys,
                 values,
                 attn_mask=step.mask,
                 is_causal=step.alone,
                 enable_gqa=self.heads != self.kv_heads,
             )
-        return mixed.permute(2, 0, 1, 3).flatten(2).flatten(0, 1)  # from (B, H, T, D)
+        return mixed.permute(2, 0, 1, 3).flatten(2).flatten(0, 1)
 
     def _products(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attend with (B, H, T, D) to (B, K, L, D) by explicit products: (B, H, T, D)."""
@@ -274,19 +293,20 @@ class FeedForwardLayer(nn.Module):
         self.gated = part.gated
         self.activation = _ACTIVATIONS[part.activation]
 
-    def forward(self, x: Tensor, step: _Pass) -> Tensor:
-        """Apply the part to every token of ``x`` (T * B, E)."""
-        part: Any = self._modules
-        first, second = part["fc1"]._parameters, part["fc2"]._parameters  # noqa: SLF001
-        inner = F.linear(x, first["weight"], first["bias"])
-        if self.gated:
-            gate = part["gate"]._parameters  # noqa: SLF001
-            inner = self.activation(F.linear(x, gate["weight"], gate["bias"])) * inner
-        else:
-            inner = self.activation(inner)
-        if step.dropout:
-            inner = F.dropout(inner, step.dropout)
-        return F.linear(inner, second["weight"], second["bias"])
+    def bind(self) -> Callable[[Tensor, _Pass], Tensor]:
+        """Return the part as a function of the tokens (T * B, E) and the pass."""
+        w_1, b_1, w_2, b_2 = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+        gate = None if self.gate is None else (self.gate.weight, self.gate.bias)
+        activation, linear = self.activation, F.linear
+
+        def transform(x: Tensor, step: _Pass) -> Tensor:
+            inner = linear(x, w_1, b_1)
+            inner = activation(inner) if gate is None else activation(linear(x, *gate)) * inner
+            if step.dropout:
+                inner = F.dropout(inner, step.dropout)
+            return linear(inner, w_2, b_2)
+
+        return transform
 
 
 class NormLayer(nn.Module):
@@ -301,11 +321,17 @@ class NormLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x``."""
+        return self.bind()(x)
+
+    def bind(self) -> _Function:
+        """Return the norm as a function."""
         weight, bias = self._parameters["weight"], self._parameters["bias"]
+        shape, eps = self.shape, self.eps
         if self.kind == "layer":
-            return torch.layer_norm(x, self.shape, weight, bias, self.eps)
-        x = torch.rms_norm(x, self.shape, weight, self.eps)
-        return x if bias is None else x + bias
+            return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
+        if bias is None:
+            return lambda x: torch.rms_norm(x, shape, weight, eps)
+        return lambda x: torch.rms_norm(x, shape, weight, eps) + bias
 
 
 class DecoderLayer(nn.Module):
@@ -322,18 +348,24 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, step: _Pass, layer: int) -> Tensor:
         """Apply the layer to the new tokens ``x`` (T * B, E)."""
-        part: Any = self._modules
-        norm1, norm2 = part.get("norm1"), part.get("norm2")
-        normed = x if norm1 is None else norm1.forward(x)
-        mixed: Tensor = part["attention"].forward(normed, step, layer)
-        if step.dropout:
-            mixed = F.dropout(mixed, step.dropout)
-        x = x + mixed
-        normed = x if norm2 is None else norm2.forward(x)
-        inner: Tensor = part["feed_forward"].forward(normed, step)
-        if step.dropout:
-            inner = F.dropout(inner, step.dropout)
-        return x + inner
+        return self.bind()(x, step, layer)
+
+    def bind(self) -> _Layer:
+        """Return the layer as a function, its parameters looked up."""
+        norm1, norm2 = (None if norm is None else norm.bind() for norm in (self.norm1, self.norm2))
+        mix, transform = self.attention.bind(), self.feed_forward.bind()
+
+        def apply(x: Tensor, step: _Pass, layer: int) -> Tensor:
+            mixed = mix(x if norm1 is None else norm1(x), step, layer)
+            if step.dropout:
+                mixed = F.dropout(mixed, step.dropout)
+            x = x + mixed
+            inner = transform(x if norm2 is None else norm2(x), step)
+            if step.dropout:
+                inner = F.dropout(inner, step.dropout)
+            return x + inner
+
+        return apply
 
 
 class _Pass:
@@ -361,6 +393,8 @@ class _Pass:
         self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
         self.mask: Tensor | None = None
+        #: The final norm and the output matrix.
+        self.head: _Function
         #: The probability that an element is dropped.
         self.dropout = 0.0
         #: Whether one product may give queries, keys and values.
@@ -381,7 +415,10 @@ class TinyDecoder(nn.Module):
     """A pre-norm decoder built from a dense `ModelSpec`.
 
     `dropout` is only applied while training. The modules inside are not called one by one, for a
-    decode step would spend as long on that as on small matrices: their hooks do not run.
+    decode step would spend as long on that as on small matrices: their hooks do not run. A pass
+    binds them as functions, and the decode steps after it use these: a parameter that is replaced
+    by another one while a cache is in use is read with the next prompt (one that is changed, at
+    once).
     `attention` is ``"fast"``, or ``"reference"`` for
     explicit matrix products everywhere, which PyTorch's FLOP counter sees. `generator` draws the
     initial weights (normal, standard deviation 0.02; norms 1, biases 0).
@@ -529,8 +566,8 @@ class TinyDecoder(nn.Module):
         x = self._place(x, step).view(-1, x.shape[-1])  # (T * B, E)
         if step.dropout:
             x = F.dropout(x, step.dropout)
-        for index, layer in enumerate(self._decoder_layers):
-            x = layer.forward(x, step, index)
+        for index, layer in enumerate(self._bind(step)):
+            x = layer(x, step, index)
         if step.cache is not None:
             step.cache.lengths = step.ends
         if step.new > 1:
@@ -541,13 +578,32 @@ class TinyDecoder(nn.Module):
             x = x.transpose(0, 1).flatten(0, 1)
         return x
 
+    def _bind(self, step: _Pass) -> Sequence[_Layer]:
+        """Return the layers as functions, and put the head as one into the pass.
+
+        A decode step takes those that the pass before it took: it would spend as long on looking
+        parameters up as on small matrix products.
+        """
+        cache = step.cache
+        bound = None if cache is None or step.new > 1 or not step.start else cache._bound  # noqa: SLF001
+        if bound is None or bound[0] is not self:
+            norm, layers = self.norm, [layer.bind() for layer in self._decoder_layers]
+            normed = None if norm is None else norm.bind()
+            weight = self._table if self.spec.head.tied else self.output_projection.weight
+            bias = self.output_projection.bias
+
+            def head(x: Tensor) -> Tensor:
+                return F.linear(x if normed is None else normed(x), weight, bias)
+
+            bound = self, layers, head
+            if cache is not None:
+                cache._bound = bound  # noqa: SLF001
+        step.head = bound[2]
+        return bound[1]
+
     def _head(self, x: Tensor, step: _Pass) -> Tensor:
         """Give the logits of what the layers left: (B, T, vocabulary), or (B, 1, vocabulary)."""
-        part: Any = self._modules
-        norm = part.get("norm")
-        x = x if norm is None else norm.forward(x)
-        head = part["output_projection"]._parameters  # noqa: SLF001
-        logits = F.linear(x, self._table if self.spec.head.tied else head["weight"], head["bias"])
+        logits = step.head(x)
         return logits.view(step.batch, -1, logits.shape[-1])
 
     def _place(self, x: Tensor, step: _Pass) -> Tensor:
@@ -832,10 +888,6 @@ def _streamed(matrix: Tensor) -> Tensor:
 def _causal(queries: Tensor, keys: int) -> Tensor:
     """Say of each query's position (..., T) which of the first `keys` it sees: (..., T, keys)."""
     return torch.arange(keys, device=queries.device) <= queries[..., None]
-
-
-# Modules are not called, and parameters are looked up in their dictionaries, where each step does
-# it: nn.Module's own ways take some microseconds, as long as a small matrix product.
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

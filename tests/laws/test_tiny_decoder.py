@@ -332,6 +332,40 @@ def test_projections_are_read_wherever_their_weights_lie(kv_heads: int) -> None:
         assert difference(in_chunks(copy, ids, [4, 1, 3, 1]), expected) <= 1e-12, name
 
 
+def test_weights_that_are_put_elsewhere_are_read_in_the_next_step() -> None:
+    decoder, other = build(small()), build(small(), seed=1)
+    ids = prompt(decoder.spec, 9)
+    cache, expected = (model.new_cache(batch=1, capacity=9) for model in (decoder, decoder))
+    for held in (cache, expected):
+        decoder(ids[:, :8], cache=held)
+    weights = torch.cat([weight.detach().flatten() for weight in other.parameters()])
+    torch.nn.utils.vector_to_parameters(weights, decoder.parameters())
+    logits = decoder(ids[:, 8:], cache=cache)
+    assert difference(logits, other(ids[:, 8:], cache=expected)) <= 1e-12
+
+
+def test_parameters_that_are_replaced_are_read_with_the_next_prompt() -> None:
+    decoder, other = build(small()), build(small(), seed=1)
+    ids = prompt(decoder.spec, 9)
+    cache = decoder.new_cache(batch=1, capacity=9)
+    in_chunks(decoder, ids, [8, 1], cache)
+    state = {name: weight.clone() for name, weight in other.state_dict().items()}
+    decoder.load_state_dict(state, assign=True)
+    cache.lengths = (0,)
+    assert difference(in_chunks(decoder, ids, [8, 1], cache), other(ids)) <= 1e-12
+
+
+def test_a_cache_in_use_can_be_copied_and_pickled_and_read_by_another_decoder() -> None:
+    decoder = build(small())
+    ids = prompt(decoder.spec, 9)
+    cache = decoder.new_cache(batch=1, capacity=9)
+    in_chunks(decoder, ids[:, :8], [7, 1], cache)
+    copies = [deepcopy(cache), pickle.loads(pickle.dumps(cache)), cache.clone()]  # noqa: S301
+    expected = decoder(ids[:, 8:], cache=cache)
+    for copy in copies:
+        assert torch.equal(deepcopy(decoder)(ids[:, 8:], cache=copy), expected)
+
+
 def test_projections_with_biases_are_left_apart() -> None:
     decoder = build(small(query_key_value_bias=True))
     assert not _attentions(decoder)[0].is_joint
