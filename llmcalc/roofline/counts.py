@@ -308,14 +308,17 @@ class Values:
             found = self._found[number] = _total(self._counts[number], self._kinds)
         return found
 
-    def sum(self, sums: Sums) -> Any:
-        """Return a sum of so much of each count, in any shape that broadcasts to that of all."""
+    def sum(self, sums: Sums, begin: Any = None) -> Any:
+        """Return a sum of so much of each count, in any shape that broadcasts to that of all.
+
+        Where it is of arrays, it may `begin` with what was summed before.
+        """
         if self.shape is None:
             found, amount = self._found, 0
             for number, size in sums:
                 amount += size * found[number]
             return amount
-        total: Any = None
+        total: Any = begin
         for number, size in sums:
             value = self._value(number)
             part = value if size == 1 else size * value
@@ -332,7 +335,26 @@ class Values:
         """Return such a sum in the shape of all arguments."""
         if self.shape is None:
             return self.sum(sums)
-        return by_blocks(self.shape, [self], lambda _, part: part.sum(sums))
+        return by_blocks(self.shape, [self], self.of_blocks(sums))
+
+    def of_blocks(self, sums: Sums) -> Callable[[Index, Values], Any]:
+        """Return such a sum as a function of a block and the values there.
+
+        What does not grow with the past tokens is summed once, where that is far less.
+        """
+        import numpy as np
+
+        late = tuple(one for one in sums if self._counts[one[0]].is_late)
+        before = sums[: len(sums) - len(late)]
+        few = None if self.wide or not before or sums != before + late else self.early()
+        if few is None:
+            return lambda _, part: part.sum(sums)
+        table = np.broadcast_to(few[0].sum(before), few[0].shape or ())
+        if few[1] is None:
+            whole = np.broadcast_to(table, self.shape or ())
+            return lambda index, part: part.sum(late, whole[index])
+        at = np.broadcast_to(few[1], self.shape or ())
+        return lambda index, part: part.sum(late, table[at[index]])
 
     def whole(self, value: Any) -> Any:
         """Return a figure in the shape of all arguments."""

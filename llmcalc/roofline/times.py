@@ -171,7 +171,7 @@ class StepTime(DescribedArrays):
         shape = self._shape or ()
         few, add = (work.early(), moved.early()), self._add_arrays
         table = at = None
-        if early and few[0] and few[1]:
+        if few[0] and few[1]:
             table, at = add(early, few[0][0], few[1][0]), few[0][1]
             if at is None:
                 table = np.broadcast_to(table, shape)
@@ -238,8 +238,13 @@ class StepTime(DescribedArrays):
             return larger(self.compute_seconds, self.memory_seconds)
         work = cast("StepBreakdown[Flops, Any]", self.flops)
         moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
-        everything = work.program.total, moved.program.but("activations")
-        return self._by_blocks([], [everything], work.values, moved.values)
+        flops = work.values.of_blocks(work.program.total)
+        size = moved.values.of_blocks(moved.program.but("activations"))
+
+        def seconds(index: Index, work: Values, moved: Values) -> Any:
+            return larger(*self._times(flops(index, work), size(index, moved)))
+
+        return by_blocks(self._shape, (work.values, moved.values), seconds)
 
     @property
     def bound(self) -> Any:
