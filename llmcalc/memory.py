@@ -35,7 +35,6 @@ engine's own use. GB is 10**9 bytes, GiB is 2**30.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from fractions import Fraction
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self, TypeAlias, cast, overload
@@ -969,6 +968,8 @@ def usable_bytes(device_memory: Int, *, share: float = 1.0, reserved_bytes: Int 
         raise InvalidValueError("share", part, "must be a number above 0 and at most 1")
     reserved = whole_number(reserved_bytes, "reserved_bytes")
     size = whole_number(device_memory, "device_memory")
+    from fractions import Fraction
+
     return max(0, int(size * Fraction(repr(float(part)))) - reserved)
 
 
