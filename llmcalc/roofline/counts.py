@@ -563,7 +563,8 @@ def broadcast(value: Any, shape: tuple[int, ...] | None, *, wide: bool = False) 
 
     An integer gives an array of int64, or of Python integers where they are `wide`.
     """
-    if shape is None or (is_array(value) and value.shape == shape):
+    # A view that repeats elements is not writable. It is copied, for users may write to results.
+    if shape is None or (is_array(value) and value.shape == shape and value.flags.writeable):
         return value
     import numpy as np
 

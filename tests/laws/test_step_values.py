@@ -412,3 +412,21 @@ def test_many_steps_have_the_figures_of_each_alone(name: str, form: str) -> None
         assert many.bound_seconds[at] == pytest.approx(alone.bound_seconds, rel=1e-15, abs=0)
         assert int(many.flops.total[at]) == alone.flops.total
         assert many.bytes.total[at] == alone.bytes.total
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b", "deepseek-v3", "state-spaces/mamba-130m-hf"])
+@pytest.mark.parametrize("points", [40, 40_000])
+def test_figures_of_many_steps_may_be_changed_in_place(name: str, points: int) -> None:
+    options: dict[str, Any] = {"batch": 3, "new": 1, "past": np.arange(points)}
+    step = roofline.step_time(
+        load_model(name), "H100-SXM-80GB", weights="bf16", kv="bf16", **options
+    )
+    figures = [step.bound_seconds, step.seconds, step.memory_bytes]
+    for breakdown in (step.flops, step.bytes):
+        figures += [breakdown.total, *breakdown.by().values()]
+    for item in step.items:
+        figures += [item.flops, item.bytes]
+    for figure in figures:
+        before = figure[1:].copy()
+        figure[0] += 1
+        assert (figure[1:] == before).all()
