@@ -100,7 +100,7 @@ def parameters(
 
     A tied head adds none; with ``tied_head="twice"`` it counts beside the token table, as it does
     in files that store it once more and in the totals published from them. Parameters never depend
-    on parallelism or format.
+    on parallelism or format. Raises `llmcalc.LlmcalcError` for any other `tied_head`.
 
     >>> from llmcalc import ModelSpec, memory
     >>> spec = ModelSpec.dense(
@@ -125,8 +125,7 @@ def parameters(
     >>> memory.parameters(qwen).total, memory.parameters(qwen, tied_head="twice").total
     (596049920, 751632384)
     """
-    if tied_head not in ("once", "twice"):
-        raise InvalidValueError("tied_head", tied_head, 'must be "once" or "twice"')
+    choice(tied_head, "tied_head", ("once", "twice"))
     title, ledger = f"Parameters of {spec.name}", spec.ledger
     terms: tuple[Term[int], ...] | None = ledger.programs.get("parameters")
     if terms is None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llmcalc import GiB, LlmcalcError, ModelSpec, formats, memory
+from llmcalc import GiB, LlmcalcError, ModelSpec, formats, load_model, memory
 from llmcalc.spec import Attention, Block, Window
 from llmcalc.spec.axes import is_split
 from llmcalc.strategies import dense_specs
@@ -357,3 +357,13 @@ def windowed(window: int) -> ModelSpec:
     part = attrs.evolve(attention.part, span=Window(window))
     layer = attrs.evolve(run.layer, blocks=(attrs.evolve(attention, part=part), feed_forward))
     return attrs.evolve(spec, layers=(attrs.evolve(run, layer=layer),))
+
+
+@pytest.mark.parametrize("wrong", [None, True, [], "thrice", np.array(["once", "twice"])])
+def test_a_tied_head_counts_once_or_twice(wrong: Any) -> None:
+    spec = load_model("Qwen3-0.6B")
+    with pytest.raises(LlmcalcError, match=r"^tied_head = "):
+        memory.parameters(spec, tied_head=wrong)
+    twice = memory.parameters(spec, tied_head="twice").total
+    table = spec.embedding.vocab_size * spec.embed_dim
+    assert twice - memory.parameters(spec).total == table == 151936 * 1024
