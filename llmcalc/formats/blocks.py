@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from math import prod
-from typing import Final, TypeAlias
+from typing import Final
 
 import attrs
 
@@ -24,11 +24,9 @@ from llmcalc.boundary import size
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, UnknownNameError
+from llmcalc.headers.elements import GGML_BLOCKS, BlockParts
 
 __all__ = ["Extra", "Format", "find", "get", "names", "packed_integers"]
-
-#: What a block's bytes are made of: how many bytes of what.
-BlockParts: TypeAlias = tuple[tuple[int, str], ...]
 
 _optional_size = attrs.validators.optional(size)
 
@@ -196,48 +194,13 @@ PLAIN: Final = {
 
 #: Block formats: elements, and the bytes of a block as a sum.
 #:
-#: Names in capitals: llama.cpp, the block structs of ``ggml/src/ggml-common.h``, in the order of
-#: their fields; ``GGML_QUANT_SIZES`` of gguf-py has the same sums.
+#: Names in capitals: llama.cpp; their sums stand where its files are read.
 #: mx...: OCP Microscaling Formats (MX) Specification 1.0, table 1: 32 elements and an E8M0 scale.
 _BLOCKS: Final[dict[str, tuple[int, BlockParts]]] = {
     "mxfp8": (32, ((1, "scale"), (32, "values"))),
     "mxfp6": (32, ((1, "scale"), (24, "values"))),
     "mxfp4": (32, ((1, "scale"), (16, "values"))),
-    "Q1_0": (128, ((2, "scale"), (16, "values"))),
-    "Q4_0": (32, ((2, "scale"), (16, "values"))),
-    "Q4_1": (32, ((2, "scale"), (2, "minimum"), (16, "values"))),
-    "Q5_0": (32, ((2, "scale"), (4, "high bits"), (16, "low bits"))),
-    "Q5_1": (32, ((2, "scale"), (2, "minimum"), (4, "high bits"), (16, "low bits"))),
-    "Q8_0": (32, ((2, "scale"), (32, "values"))),
-    "Q8_1": (32, ((2, "scale"), (2, "sum"), (32, "values"))),
-    "Q2_K": (256, ((16, "scales and minima"), (64, "values"), (2, "scale"), (2, "minimum"))),
-    "Q3_K": (256, ((32, "high bits"), (64, "low bits"), (12, "scales"), (2, "scale"))),
-    "Q4_K": (256, ((2, "scale"), (2, "minimum"), (12, "scales and minima"), (128, "values"))),
-    "Q5_K": (
-        256,
-        (
-            (2, "scale"),
-            (2, "minimum"),
-            (12, "scales and minima"),
-            (32, "high bits"),
-            (128, "low bits"),
-        ),
-    ),
-    "Q6_K": (256, ((128, "low bits"), (64, "high bits"), (16, "scales"), (2, "scale"))),
-    "Q8_K": (256, ((4, "scale"), (256, "values"), (32, "sums"))),
-    "IQ1_S": (256, ((2, "scale"), (32, "grid"), (16, "high bits and scales"))),
-    "IQ1_M": (256, ((32, "grid"), (16, "high bits"), (8, "scales"))),
-    "IQ2_XXS": (256, ((2, "scale"), (64, "grid"))),
-    "IQ2_XS": (256, ((2, "scale"), (64, "grid"), (8, "scales"))),
-    "IQ2_S": (256, ((2, "scale"), (64, "grid"), (8, "high bits"), (8, "scales"))),
-    "IQ3_XXS": (256, ((2, "scale"), (96, "grid"))),
-    "IQ3_S": (256, ((2, "scale"), (64, "grid"), (8, "high bits"), (32, "signs"), (4, "scales"))),
-    "IQ4_NL": (32, ((2, "scale"), (16, "values"))),
-    "IQ4_XS": (256, ((2, "scale"), (2, "high bits"), (4, "scales"), (128, "values"))),
-    "TQ1_0": (256, ((48, "values"), (4, "values"), (2, "scale"))),
-    "TQ2_0": (256, ((64, "values"), (2, "scale"))),
-    "MXFP4": (32, ((1, "scale"), (16, "values"))),
-    "NVFP4": (64, ((4, "scales"), (32, "values"))),
+    **GGML_BLOCKS,
 }
 
 _ONE_A_ROW: Final = (1, None)
