@@ -9,12 +9,13 @@ Files are opened by whoever asks, so that they may be anywhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from llmcalc.errors import InvalidValueError
-from llmcalc.headers.file_tensors import MOST_FILES, FileTensor, together
+from llmcalc.headers.file_tensors import FileTensor
 from llmcalc.headers.gguf import read_gguf
+from llmcalc.headers.limits import MOST_FILES, MOST_TENSORS_IN_ALL
 from llmcalc.headers.opened import Opener, OpenFile, last_part
 from llmcalc.headers.safetensors import LARGEST_HEADER, read_safetensors
 from llmcalc.headers.strict_json import json_object
@@ -80,7 +81,7 @@ def of_folder(title: str, files: Sequence[str], open_file: Opener) -> tuple[File
         return _sharded(indices[0], open_file)
     found = [file for file in files if file.endswith(".safetensors")]
     if found:
-        return together(found, lambda each: _safetensors(each, open_file))
+        return _together(found, lambda each: _safetensors(each, open_file))
     found = [file for file in files if file.endswith(".gguf")]
     if not found:
         raise InvalidValueError("path", title, "holds no safetensors and no GGUF file")
@@ -102,7 +103,7 @@ def _sharded(title: str, open_file: Opener) -> tuple[FileTensor, ...]:
     if len(shards) > MOST_FILES:
         raise InvalidValueError("path", title, f"has more than {MOST_FILES} shards")
     folder = title.removesuffix(last_part(title))
-    found = together(
+    found = _together(
         [folder + shard for shard in shards], lambda each: _safetensors(each, open_file)
     )
     for tensor in found:
@@ -154,4 +155,21 @@ def _gguf(title: str, open_file: Opener) -> tuple[FileTensor, ...]:
             return read_gguf(file).tensors
 
     numbers = range(1, header.parts + 1)
-    return together([f"{start}-{n:05}-of-{header.parts:05}.gguf" for n in numbers], read)
+    return _together([f"{start}-{n:05}-of-{header.parts:05}.gguf" for n in numbers], read)
+
+
+def _together(
+    titles: Iterable[str], read: Callable[[str], Iterable[FileTensor]]
+) -> tuple[FileTensor, ...]:
+    """Return the tensors of several files, `read` by their titles; no two may have one name."""
+    seen: dict[str, FileTensor] = {}
+    for title in titles:
+        for tensor in read(title):
+            if tensor.name in seen:
+                raise InvalidValueError(
+                    "name", tensor.name, f"is in {seen[tensor.name].file} and in {tensor.file}"
+                )
+            seen[tensor.name] = tensor
+            if len(seen) > MOST_TENSORS_IN_ALL:
+                raise InvalidValueError("path", title, f"more than {MOST_TENSORS_IN_ALL} tensors")
+    return tuple(seen.values())

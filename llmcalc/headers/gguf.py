@@ -2,7 +2,8 @@
 
 * `read_gguf`: the header of a file.
 * `GgufHeader`: its metadata and its tensors.
-* `Skipped`: what stands for a value of the metadata that was not read.
+* `Value`: what the metadata has; `Scalar`: numbers and flags.
+* `Skipped`: what stands for a value that was not read.
 
 Scalars, strings and short arrays of numbers are kept; arrays of strings (a tokenizer has hundreds
 of thousands) and what is longer are passed over.
@@ -23,13 +24,8 @@ import attrs
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError, shown
 from llmcalc.headers.elements import GGML_TYPES, ggml_block
-from llmcalc.headers.file_tensors import (
-    LONGEST_NAME,
-    MOST_FILES,
-    MOST_TENSORS,
-    FileTensor,
-    misplaced,
-)
+from llmcalc.headers.file_tensors import FileTensor
+from llmcalc.headers.limits import LONGEST_NAME, MOST_FILES, MOST_TENSORS, misplaced
 from llmcalc.headers.opened import OpenFile
 
 __all__ = ["GgufHeader", "Scalar", "Skipped", "Value", "read_gguf"]
@@ -67,6 +63,7 @@ _STRING, _ARRAY = 8, 9
 _ALIGNMENT: Final = "general.alignment"
 _SPLIT_COUNT: Final = "split.count"
 
+#: A number of the metadata, or a flag.
 Scalar: TypeAlias = bool | int | float
 
 

@@ -3,6 +3,7 @@
 * `Stream`: the three methods that readers call, those of a binary file.
 * `OpenFile`: a stream with its size and its title.
 * `Opener`: what opens a file by its title.
+* `last_part`: the name of a file, from its title.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ __all__ = ["OpenFile", "Opener", "Stream", "last_part"]
 
 
 class Stream(Protocol):
-    """What readers ask of a file: the methods of one that is opened in binary mode.
+    """What readers ask of a file: ``read``, ``seek`` and ``tell`` of one opened in binary mode.
 
-    `read` gives as many bytes as are asked for, fewer only where the file ends. Files that are
+    ``read(size)`` gives as many bytes as are asked for, fewer only where the file ends;
+    ``seek(offset, whence)`` goes from the start (0) or from where one stands (1). Files that are
     fetched by ranges of bytes need no more than this; small reads follow each other, so that they
     are best buffered (`io.BufferedReader`).
     """

@@ -12,7 +12,8 @@ from typing import Final, TypeGuard
 
 from llmcalc.errors import InvalidValueError, shown
 from llmcalc.headers.elements import BITS
-from llmcalc.headers.file_tensors import LONGEST_NAME, MOST_TENSORS, FileTensor, misplaced
+from llmcalc.headers.file_tensors import FileTensor
+from llmcalc.headers.limits import LONGEST_NAME, MOST_TENSORS, misplaced
 from llmcalc.headers.opened import OpenFile
 from llmcalc.headers.strict_json import json_object
 
