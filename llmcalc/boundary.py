@@ -26,7 +26,7 @@ from contextlib import suppress
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from llmcalc.errors import InvalidValueError, UnknownNameError
+from llmcalc.errors import InvalidValueError, UnknownNameError, among
 
 if TYPE_CHECKING:
     from attrs import Attribute
@@ -162,12 +162,24 @@ def flag_argument(value: object, field: str) -> bool:
     return value
 
 
-def choice(value: object, field: str, allowed: Collection[str]) -> str:
-    """Return `value` if it is one of `allowed`, a few strings."""
+def choice(
+    value: object, field: str, allowed: Collection[str], *, listed_by: str | None = None
+) -> str:
+    """Return `value` if it is one of `allowed`, a few strings.
+
+    Where they may be many, `listed_by` is what lists them, for the message.
+
+    >>> from llmcalc.boundary import choice
+    >>> choice("most", "logits", ("last", "all"))
+    Traceback (most recent call last):
+        ...
+    llmcalc.errors.UnknownNameError: logits = 'most': is not known; known: all, last
+    """
     if not isinstance(value, str):
-        raise InvalidValueError(field, value, f"must be one of {', '.join(sorted(allowed))}")
+        rule = f"must be one of {among(sorted(allowed), listed_by)}"
+        raise InvalidValueError(field, value, rule)
     if value not in allowed:
-        raise UnknownNameError(field, value, allowed)
+        raise UnknownNameError(field, value, allowed, listed_by=listed_by)
     return value
 
 
@@ -262,11 +274,21 @@ def larger(a: Any, b: Any) -> Any:
 
 
 def same(a: object, b: object) -> bool:
-    """Whether two values are equal; arrays are when their shapes and all their elements are."""
+    """Whether two values are equal; arrays are when their shapes and all their elements are.
+
+    What is not a number in both arrays is equal, so that an array equals its copies.
+    """
     if is_array(a) or is_array(b):
         import numpy as np
 
-        return np.array_equal(np.asarray(a), np.asarray(b))
+        one, other = np.asarray(a), np.asarray(b)
+        if one.shape != other.shape:
+            return False
+        differ = one != other
+        if not differ.any():
+            return True
+        one, other = one[differ], other[differ]
+        return bool(((one != one) & (other != other)).all())  # noqa: PLR0124  # not a number
     return bool(a == b)
 
 

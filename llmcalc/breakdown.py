@@ -8,14 +8,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 
 import attrs
 
-from llmcalc.boundary import same
-from llmcalc.described import Described
-from llmcalc.errors import InvalidValueError, UnitMismatchError
+from llmcalc.boundary import choice, same
+from llmcalc.described import Described, FrozenMapping
+from llmcalc.errors import UnitMismatchError
 from llmcalc.units import Unit, format_array, format_quantity
 
 if TYPE_CHECKING:
@@ -180,14 +179,13 @@ class Breakdown(Generic[UnitT, ValueT]):
         for term in self.terms:
             group = key(term.path)
             sums[group] = sums[group] + term.value if group in sums else term.value
-        return MappingProxyType(sums)
+        return FrozenMapping(sums)
 
     def __getitem__(self, group: str) -> Breakdown[UnitT, ValueT]:
         """Return the breakdown of one group (the first element of the paths)."""
         terms = tuple(term for term in self.terms if term.path[0] == group)
         if not terms:
-            known = dict.fromkeys(term.path[0] for term in self.terms)
-            raise InvalidValueError("group", group, f"must be one of {', '.join(known)}")
+            choice(group, "group", {term.path[0] for term in self.terms})
         return Breakdown(self.unit, f"{self.title}: {group}", terms)
 
     def __add__(self, other: Breakdown[UnitT, ValueT]) -> Breakdown[UnitT, ValueT]:

@@ -2,17 +2,21 @@
 
 * `Described`: how they are shown, compared and hashed: by type and fields.
 * `DescribedArrays`: the same, where fields may hold arrays.
+* `FrozenMapping`: a small mapping that cannot be changed.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar, cast
 
 import attrs
 
 from llmcalc.boundary import same
 
-__all__ = ["Described", "DescribedArrays"]
+__all__ = ["Described", "DescribedArrays", "FrozenMapping"]
+
+V = TypeVar("V")
 
 
 class Described:
@@ -80,6 +84,47 @@ class DescribedArrays(Described):
         return all(map(same, self._values(), other._values()))
 
     __hash__ = Described.__hash__
+
+
+class FrozenMapping(Mapping[str, V]):
+    """A small mapping that cannot be changed: it can be pickled, and hashed where its values can.
+
+    It equals every mapping of the same keys with equal values, which may be arrays.
+
+    >>> from llmcalc.described import FrozenMapping
+    >>> FrozenMapping({"head": 6400}), FrozenMapping({"head": 6400}) == {"head": 6400}
+    ({'head': 6400}, True)
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, values: Mapping[str, V]) -> None:
+        self._held = dict(values)
+
+    def __getitem__(self, key: str) -> V:
+        return self._held[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self._held.keys() == other.keys() and all(
+            same(value, other[key]) for key, value in self._held.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._held.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._held)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FrozenMapping, (self._held,)
 
 
 def _compared(cls: type[Any]) -> tuple[str, ...]:

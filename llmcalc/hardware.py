@@ -14,12 +14,21 @@ read when a device is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import attrs
 
 from llmcalc.boundary import choice
-from llmcalc.errors import InvalidValueError, LlmcalcError, UnknownNameError
+from llmcalc.described import FrozenMapping
+from llmcalc.errors import (
+    LONGEST_MESSAGE,
+    InvalidValueError,
+    LlmcalcError,
+    UnknownNameError,
+    either,
+    listing_message,
+    nearest,
+)
 
 __all__ = ["NUMBER_FORMATS", "DeviceSpec", "UnknownDeviceError", "get", "names"]
 
@@ -43,43 +52,14 @@ NUMBER_FORMATS: Final = (
 #: What stands for the source of a figure that has none.
 _UNSOURCED: Final = "unsourced"
 
-V = TypeVar("V")
-
-
-class _Table(Mapping[str, V]):
-    """A small mapping that cannot be changed, so that it can be hashed and pickled."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Mapping[str, V]) -> None:
-        self._values = dict(values)
-
-    def __getitem__(self, key: str) -> V:
-        return self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._values.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Table, (self._values,)
-
 
 # What is no mapping, whatever its type says, is left to the validator, which refuses it by name.
 def _integers(value: Mapping[str, int]) -> Mapping[str, int]:
-    return _Table(value) if isinstance(value, Mapping) else value  # type: ignore[redundant-expr]
+    return FrozenMapping(value) if isinstance(value, Mapping) else value  # type: ignore[redundant-expr]
 
 
 def _texts(value: Mapping[str, str]) -> Mapping[str, str]:
-    return _Table(value) if isinstance(value, Mapping) else value  # type: ignore[redundant-expr]
+    return FrozenMapping(value) if isinstance(value, Mapping) else value  # type: ignore[redundant-expr]
 
 
 def _check_text(field: str, value: object) -> None:
@@ -210,9 +190,7 @@ class DeviceSpec:
     def _check_sources(self, attribute: attrs.Attribute[Any], value: object) -> None:
         _check_mapping(attribute.name, value)
         for figure, source in self.sources.items():
-            if figure not in self.figures:
-                rule = f"{self.name} has no such figure; its figures: {', '.join(self.figures)}"
-                raise InvalidValueError(attribute.name, figure, rule)
+            choice(figure, attribute.name, self.figures, listed_by="DeviceSpec.figures")
             _check_text(f"sources[{figure!r}]", source)
 
     @property
@@ -297,29 +275,27 @@ class UnknownDeviceError(UnknownNameError):
     """
 
     def __init__(self, field: str, value: str, known: tuple[str, ...]) -> None:
-        from difflib import get_close_matches
-
         keys = {_key(name): name for name in known}
         # A remark in brackets tells people more than it tells names apart.
-        for text in (value[:200], value[:200].partition("(")[0]):
+        for text in (value[:LONGEST_MESSAGE], value[:LONGEST_MESSAGE].partition("(")[0]):
             key = _key(text)
-            fitting = [name for other, name in keys.items() if key and other.startswith(key)]
-            near = [keys[close] for close in get_close_matches(key, keys, n=5)]
-            if fitting or near:
+            beginning = [name for other, name in keys.items() if key and other.startswith(key)]
+            near = nearest(key, keys)
+            if beginning or near:
                 break
         self.field = field
         self.value = value
         self.known = tuple(sorted(known))
-        self.suggestions = tuple(fitting or near)
-        options = " or ".join(map(repr, self.suggestions))
-        if len(fitting) > 1:
-            rule = f"could be {options}; say which"
-        elif options:
-            rule = f"is not known; did you mean {options}?"
-        else:
-            rule = f"is not known; hardware.names() lists the {len(known)} names"
-        error = InvalidValueError(field, value, rule)
-        LlmcalcError.__init__(self, *error.args)
+        self.listed_by = "llmcalc.hardware.names()"
+        self.suggestions = tuple(beginning) or near
+        several = len(beginning) > 1
+        rules = self._could_be() if several else self._rules()
+        LlmcalcError.__init__(self, listing_message(field, value, rules))
+
+    def _could_be(self) -> Iterator[str]:
+        names = self.suggestions
+        yield f"could be {either(names)}; say which"
+        yield f"could be {either(names[:3])} or {len(names) - 3} others; say which"
 
 
 class _Catalogue:

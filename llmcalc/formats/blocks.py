@@ -410,7 +410,7 @@ def get(format: str | Format, field: str = "format") -> Format:
         if found is None:
             found = find(format)
             if found is None:
-                raise UnknownNameError(field, format, names())
+                raise UnknownNameError(field, format, names(), listed_by="llmcalc.formats.names()")
         return found
     if isinstance(format, Format):
         return format

@@ -81,7 +81,12 @@ def _named(name: str, spec: ModelSpec) -> Scheme:
         return llama_cpp.mix(name, spec)
     format = find(name)
     if format is None:
-        raise UnknownNameError("weights", name, (*PLAIN, *scheme_names()))
+        raise UnknownNameError(
+            "weights",
+            name,
+            {*names(), *scheme_names()},
+            listed_by="llmcalc.formats.names() and llmcalc.formats.scheme_names()",
+        )
     # llama.cpp's 4-bit floats and those of gpt-oss are for the experts of a mixture.
     only_experts = name.startswith("mxfp4") and any(
         tensor.path[0] == "experts" for tensor in spec.ledger.tensors

@@ -135,7 +135,7 @@ def _model_type(values: Mapping[str, Any]) -> str:
 def _known(model_type: str, field: str = "model_type") -> str:
     read_as = SAME_AS.get(model_type, model_type)
     if read_as not in READERS:
-        raise UnknownNameError(field, model_type, supported())
+        raise UnknownNameError(field, model_type, supported(), listed_by=f"{__name__}.supported()")
     return read_as
 
 

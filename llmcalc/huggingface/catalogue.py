@@ -74,7 +74,8 @@ def unknown(name: str) -> UnknownNameError:
         for spelling in (entry.name, *entry.aliases):
             near[spelling.casefold()] = entry.name
             near.setdefault(spelling.rpartition("/")[2].casefold(), entry.name)
-    return UnknownNameError("source", name, _entries(), spellings=near)
+    listed_by = f"{__name__}.names()"
+    return UnknownNameError("source", name, _entries(), listed_by=listed_by, spellings=near)
 
 
 @cache

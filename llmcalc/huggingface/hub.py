@@ -8,7 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmcalc.errors import InvalidValueError, MissingExtraError
+from llmcalc.errors import (
+    LONGEST_MESSAGE,
+    InvalidValueError,
+    MissingExtraError,
+    fitting,
+    shown,
+)
 from llmcalc.huggingface import catalogue
 from llmcalc.huggingface.config import read_json
 
@@ -28,14 +34,11 @@ def config(name: str) -> Mapping[str, Any]:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ModuleNotFoundError as problem:
-        hint = ", ".join(unknown.suggestions)
-        missing = MissingExtraError(
-            f"{name!r} is not in the catalogue{f' (near: {hint})' if hint else ''}; fetching its "
-            "config.json",
-            "huggingface_hub",
-            "hub",
-        )
-        raise missing from problem
+        needed = "huggingface_hub", "hub"
+        hints = [*(f" (near: {one})" for one in unknown.suggestions[:1]), ""]
+        texts = [f"{shown(name, 60)}{hint} is not in the catalogue; fetching it" for hint in hints]
+        room = LONGEST_MESSAGE - len(str(MissingExtraError("", *needed)))
+        raise MissingExtraError(fitting(texts, room), *needed) from problem
     try:
         path = hf_hub_download(name, "config.json")
     except HFValidationError as problem:

@@ -22,7 +22,7 @@ for models and devices that were left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, Final, Literal, TypeAlias, cast
 
@@ -31,7 +31,13 @@ import attrs
 from llmcalc import hardware
 from llmcalc.boundary import choice
 from llmcalc.described import Described
-from llmcalc.errors import InvalidValueError, UnknownNameError
+from llmcalc.errors import (
+    LONGEST_MESSAGE,
+    InvalidValueError,
+    UnknownNameError,
+    fitting,
+    nearest,
+)
 from llmcalc.hardware import DeviceSpec
 from llmcalc.roofline.efficiency import Efficiency
 
@@ -158,13 +164,22 @@ def get(
     for level in _ORDER[: _ORDER.index(at_least) + 1]:
         if candidates[level] is not None:
             return _calibration(candidates[level], level, engine, chip.name)
-    known = ", ".join(found["devices"])
     possible = next(level for level in _ORDER if candidates[level] is not None)
-    rule = (
-        f"{engine} is not calibrated on it, only on {known}; "
-        f"at_least={possible!r} takes the nearest coarser calibration"
-    )
+    rules = [
+        f"{engine} is not calibrated on it{others}; at_least={possible!r} takes a coarser fit"
+        for others in _others(engine, chip.name, tuple(found["devices"]))
+    ]
+    rule = fitting(rules, LONGEST_MESSAGE - len(f"device = {chip.name!r}: "))
     raise InvalidValueError("device", chip.name, rule)
+
+
+def _others(engine: str, device: str, known: tuple[str, ...]) -> Iterator[str]:
+    """Give what may be said of the devices that an engine is calibrated on, the most first."""
+    yield f", only on {', '.join(known)}" if known else ""
+    listing = f"all {len(known)} are in {__name__}.devices({engine!r})"
+    for name in nearest(device.casefold(), {name.casefold(): name for name in known})[:1]:
+        yield f", but on {name!r}; {listing}"
+    yield f"; {listing}"
 
 
 def _engine(engine: object) -> tuple[str, dict[str, Any]]:
@@ -175,7 +190,9 @@ def _engine(engine: object) -> tuple[str, dict[str, Any]]:
     for name, found in table.items():
         if name.casefold() == engine.casefold():
             return name, found
-    raise UnknownNameError("engine", engine, (*table, GENERAL))
+    raise UnknownNameError(
+        "engine", engine, (*table, GENERAL), listed_by=f"{__name__}.engines(), with {GENERAL!r}"
+    )
 
 
 def _family(device: str) -> str | None:

@@ -199,7 +199,7 @@ def profile(engine: str | Profile, field: str = "engine") -> Profile:
         raise InvalidValueError(field, engine, "must be a profile's name or a Profile")
     found = _table().get(engine)
     if found is None:
-        raise UnknownNameError(field, engine, _table())
+        raise UnknownNameError(field, engine, _table(), listed_by="llmcalc.serving.profiles()")
     return found
 
 

@@ -203,10 +203,21 @@ def test_offline_another_hub_id_is_a_clear_error(monkeypatch: pytest.MonkeyPatch
         load_model("someone/their-gpt2")
 
 
-def test_without_the_extra_another_hub_id_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("meta-llama/Llama-3-9B", "(near: meta-llama/Meta-Llama-3-8B)"),
+        ("meta-llama/" + "Llama" * 30, "is not in the catalogue"),
+    ],
+)
+def test_without_the_extra_another_hub_id_names_it_and_the_nearest_entry(
+    monkeypatch: pytest.MonkeyPatch, name: str, near: str
+) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtraError, match=r"llmcalc-inference\[hub\]"):
-        load_model("meta-llama/Llama-3-9B")
+    with pytest.raises(MissingExtraError, match=r"llmcalc-inference\[hub\]") as caught:
+        load_model(name)
+    assert near in str(caught.value)
+    assert len(str(caught.value)) <= 200
 
 
 def test_a_name_is_read_without_torch_transformers_numpy_or_network() -> None:

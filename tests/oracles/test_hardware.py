@@ -278,13 +278,13 @@ def test_no_text_gets_a_device_that_is_not_called_so(text: str) -> None:
     if hardware._key(text) not in spellings:
         with pytest.raises(hardware.UnknownDeviceError) as caught:
             hardware.get(text)
-        assert len(str(caught.value)) < 1000
+        assert len(str(caught.value)) <= 200
 
 
 def test_what_is_no_name_is_refused_and_a_device_is_returned_as_it_is() -> None:
     with pytest.raises(InvalidValueError, match="target = 4090: must be a device's name"):
         hardware.get(4090, "target")  # type: ignore[arg-type]
-    with pytest.raises(hardware.UnknownDeviceError, match="lists the"):
+    with pytest.raises(hardware.UnknownDeviceError, match=r"in llmcalc\.hardware\.names\(\)$"):
         hardware.get("")
     device = minimal()
     assert hardware.get(device) is device
@@ -332,7 +332,7 @@ def test_four_figures_make_a_device_whose_figures_count_as_unsourced() -> None:
         ({"vendor": " "}, "vendor = ' '"),
         ({"link": 3}, "link = 3"),
         ({"nominal_memory_bytes": 1.5}, "nominal_memory_bytes = 1.5"),
-        ({"sources": {"tdp_watts": "x"}}, "sources = 'tdp_watts': mine has no such figure"),
+        ({"sources": {"tdp_watts": "x"}}, "sources = 'tdp_watts': is not known; known: bandwidth"),
         ({"sources": {"memory_bytes": ""}}, r"sources\['memory_bytes'\] = ''"),
         ({"sources": "here"}, "sources = 'here': must be a mapping"),
         ({"notes": "one"}, "notes = 'one': must be a tuple of strings"),
