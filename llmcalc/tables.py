@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import attrs
 
-from llmcalc.boundary import INT64_SAFE, flag_argument, is_array
+from llmcalc.boundary import INT64_SAFE, flag_argument, is_array, same
 from llmcalc.errors import InvalidValueError, MissingExtraError, UnknownNameError
 from llmcalc.units import Bytes, MiB, format_integer, format_quantity
 
@@ -32,7 +32,8 @@ __all__ = ["Column", "Table", "column", "labels"]
 class Column:
     """One column: `values`, an array of numbers, in `unit`; or of texts, as places in `texts`.
 
-    `column` and `labels` make one. Nothing in it may be changed.
+    `column` and `labels` make one. Nothing in it may be changed. Columns are equal when names,
+    units and all values are; what is not a number equals itself.
     """
 
     name: str
@@ -42,6 +43,20 @@ class Column:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Column):
+            return NotImplemented
+        if (self.name, self.unit) != (other.name, other.unit):
+            return False
+        if self.texts == other.texts:
+            return same(self.values, other.values)
+        texts = self.texts is not None and other.texts is not None
+        return texts and same(self.array, other.array)
+
+    __hash__ = None  # type: ignore[assignment]  # holds an array, which has no hash
 
     def __repr__(self) -> str:
         unit = f" in {self.unit}" if self.unit else ""
@@ -125,7 +140,8 @@ class Table:
 
     ``len(table)`` counts the rows, ``table["seconds"]`` is the array of a column, ``table[:5]`` a
     table of the first rows, and iterating gives each row as a dictionary of Python values.
-    Tables are not changed: what selects or sorts returns a new one.
+    Tables are not changed: what selects or sorts returns a new one. Two are equal when they are of
+    one type, and columns, notes and whatever else a type adds are equal.
 
     >>> from llmcalc.tables import Table, column, labels
     >>> table = Table((
@@ -153,6 +169,16 @@ class Table:
     def __len__(self) -> int:
         return len(self.columns[0]) if self.columns else 0
 
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Table) or type(self) is not type(other):
+            return NotImplemented
+        fields = [field.name for field in attrs.fields(type(self))]
+        return all(getattr(self, name) == getattr(other, name) for name in fields)
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays, which have no hash
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.rows()
 
@@ -177,7 +203,7 @@ class Table:
                 return one
         if not isinstance(name, str):
             raise InvalidValueError("column", name, "must be the name of a column")
-        raise UnknownNameError("column", name, self.names)
+        raise UnknownNameError("column", name, self.names, listed_by="Table.names")
 
     @overload
     def __getitem__(self, key: str) -> NDArray[Any]: ...

@@ -970,6 +970,7 @@ def hrm_text(config: Config, name: str) -> ModelSpec:
     )
 
 
+@attrs.frozen
 class _FirstState:
     """The state that the lower stack of an HRM begins with."""
 

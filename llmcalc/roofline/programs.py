@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from math import prod
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, cast
 
 import attrs
 
 from llmcalc.breakdown import Breakdown, Factor, Term, UnitT, ValueT
+from llmcalc.described import FrozenMapping
 from llmcalc.roofline.counts import Count, Sums, Values, Workload
 from llmcalc.spec.ledger import Ledger
 
@@ -174,7 +174,7 @@ class StepBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
         for piece, (number, size) in zip(self.program.pieces, self.program.sizes, strict=True):
             sums = groups.setdefault(key(piece.path), {})
             sums[number] = sums.get(number, 0) + size
-        return MappingProxyType(
+        return FrozenMapping(
             {group: self.of(tuple(sums.items())) for group, sums in groups.items()}
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from llmcalc import LlmcalcError
 from llmcalc.errors import MissingExtraError
+from llmcalc.roofline import Sweep
 from llmcalc.tables import Column, Table, column, labels
 
 #: Numbers of any size, which 64 bits may not hold.
@@ -198,3 +200,55 @@ def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_importing_tables_imports_no_numpy() -> None:
     code = "import sys, llmcalc.tables; assert not {'numpy', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+@given(ROWS)
+def test_tables_of_the_same_rows_are_equal_and_have_no_hash(
+    rows: list[tuple[str, int, float]],
+) -> None:
+    table = table_of(rows, notes=("measured",))
+    assert table == table_of(rows, notes=("measured",))
+    assert table == table.take(np.arange(len(rows)))
+    for one in (table, *table.columns):
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(one)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Table((labels("label", ["a", "c"]), column("number", [1, 2], "B")), ("measured",)),
+        Table((labels("label", ["a", "b"]), column("number", [1, 3], "B")), ("measured",)),
+        Table((labels("label", ["a", "b"]), column("number", [1, 2], "s")), ("measured",)),
+        Table((labels("label", ["a", "b"]), column("other", [1, 2], "B")), ("measured",)),
+        Table((labels("label", ["a", "b"]), column("number", [1, 2], "B"))),
+        Table((column("number", [1, 2], "B"), labels("label", ["a", "b"])), ("measured",)),
+        Table((column("label", [0, 1]), column("number", [1, 2], "B")), ("measured",)),
+        Table((labels("label", ["a"]), column("number", [1], "B")), ("measured",)),
+        Sweep((labels("label", ["a", "b"]), column("number", [1, 2], "B")), ("measured",)),
+        "a table",
+    ],
+    ids=["text", "number", "unit", "name", "notes", "order", "kind", "rows", "type", "text alone"],
+)
+def test_tables_that_differ_in_anything_are_not_equal(other: object) -> None:
+    table = Table((labels("label", ["a", "b"]), column("number", [1, 2], "B")), ("measured",))
+    assert table != other
+
+
+def test_columns_are_equal_by_what_they_show() -> None:
+    long = labels("label", ["c", "b", "a", "b"])
+    assert long.take(slice(2, None)) == labels("label", ["a", "b"])
+    assert column("number", [1, 2]) == column("number", np.array([1, 2], dtype=object))
+    assert column("rate", [1.0, math.nan]) == column("rate", [1.0, math.nan])
+    assert column("rate", [None, math.nan]) == column("rate", [None, float("nan")])
+    assert column("rate", [1.0, math.nan]) != column("rate", [math.nan, 1.0])
+    assert column("rate", [1.0, math.nan]) != column("rate", [1.0, 2.0])
+    assert column("rate", [1.0, math.nan]) != column("rate", [1.0, None])
+
+
+def test_sweeps_that_refuse_different_combinations_are_not_equal() -> None:
+    columns = (column("number", [1, 2]),)
+    refused = Table((labels("reason", ["too large"]),))
+    assert Sweep(columns, refused=refused) == Sweep(columns, refused=refused)
+    assert Sweep(columns, refused=refused) != Sweep(columns)
+    assert Sweep(columns, model="a") != Sweep(columns, model="b")
