@@ -83,7 +83,7 @@ def _entries() -> dict[str, Entry]:
     with open(_FILE, encoding="utf-8") as file:  # noqa: PTH123  # pathlib takes longer to import
         values: dict[str, dict[str, Any]] = json.load(file)
     return {
-        name: Entry(name=name, **(entry | {"aliases": tuple(entry.get("aliases", ()))}))
+        name: Entry(name=name, aliases=tuple(entry.pop("aliases", ())), **entry)
         for name, entry in values.items()
     }
 
