@@ -141,7 +141,7 @@ def _known(model_type: str, field: str = "model_type") -> str:
 
 def _read(config: Config, title: str) -> ModelSpec:
     module, _, function = READERS[config.model_type].partition(".")
-    reader = getattr(import_module(f"llmcalc.huggingface.{module}"), function)
+    reader = getattr(import_module(f"llmcalc.huggingface.readers.{module}"), function)
     try:
         spec: ModelSpec = reader(config, title)
     except InvalidValueError as error:

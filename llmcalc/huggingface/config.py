@@ -144,11 +144,11 @@ class Config:
         own = self._aliases.get(name, name)
         return (own, *(alias for alias, field in self._aliases.items() if field == own))
 
-    def get(self, name: str) -> Any:
+    def get(self, name: str) -> object:
         """Return the field as it is given, or else the default of the model class."""
         return self._find(name, required=False)
 
-    def _find(self, name: str, *, required: bool) -> Any:
+    def _find(self, name: str, *, required: bool) -> object:
         own = self._aliases.get(name, name)
         spellings = self._spellings(name)
         self._read.update(spellings)
@@ -227,7 +227,7 @@ class Config:
         """Mark fields that repeat what other ones say, and that the model does not read."""
         self._read.update(names)
 
-    def given(self, name: str) -> Any:
+    def given(self, name: str) -> object:
         """Return a field that the model class has no field for, `None` where it is not given."""
         return self.get(name) if name in self else None
 
@@ -294,7 +294,7 @@ class Config:
     def number(self, name: str) -> float:
         """Return a positive number."""
         value = self.get(name)
-        if type(value) not in {int, float} or not 0 < value < LARGEST_NUMBER:
+        if (type(value) is not int and type(value) is not float) or not 0 < value < LARGEST_NUMBER:
             raise InvalidValueError(
                 self._aliases.get(name, name), value, "must be a positive number"
             )

@@ -2,10 +2,11 @@
 
 * `attention`: grouped-query attention of the usual fields, with options.
 * `feed_forward`: a feed-forward of the usual fields.
-* `pre_norm`: a layer of residual blocks, each after a norm.
+* `biases`, `head_norms`: options of attention that many models have.
+* `pre_norm`, `sandwich`: a layer of residual blocks, each after a norm, or between two.
 * `assemble`: the model, from its layers.
 * `each_once`: the layers of a model with several kinds, each kind composed once.
-* `layer_kinds`, `window_kinds`, `window_span`: the plan of the layers.
+* `layer_kinds`, `layer_indices`, `window_kinds`, `window_span`, `span_of`: the plan of the layers.
 * `num_predicted`, `predicted`: modules that predict further tokens.
 * `rotary`, `activation`, `head_dim`, `rms_norm`, `notes`: single facts.
 """
@@ -14,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from itertools import groupby
-from typing import Any, Final, TypeVar
+from typing import Final, Literal, TypedDict, TypeVar, Unpack
 
 from llmcalc.errors import InvalidValueError, UnknownNameError, shown
 from llmcalc.huggingface.config import LARGEST_NUMBER, MOST_LAYERS, Config
-from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.attention import Attention, Indexer, Rotary
 from llmcalc.spec.feed_forward import Activation, FeedForward
 from llmcalc.spec.model import Beside, Block, Layer, ModelSpec, Part, runs
 from llmcalc.spec.multi_token import MultiToken
@@ -26,14 +27,19 @@ from llmcalc.spec.parts import Embedding, Head, Norm
 from llmcalc.spec.spans import Full, Span, Window
 
 __all__ = [
+    "AttentionOptions",
     "FULL",
+    "LINEAR",
     "SLIDING",
     "activation",
     "assemble",
     "attention",
+    "biases",
     "each_once",
     "feed_forward",
     "head_dim",
+    "head_norms",
+    "layer_indices",
     "layer_kinds",
     "notes",
     "num_predicted",
@@ -41,13 +47,16 @@ __all__ = [
     "predicted",
     "rms_norm",
     "rotary",
+    "sandwich",
+    "span_of",
     "window_kinds",
     "window_span",
 ]
 
-#: The two kinds of attention layers in ``layer_types``.
+#: The kinds of layers in ``layer_types`` that many models have.
 FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
+LINEAR: Final = "linear_attention"
 
 #: Older names of kinds, which transformers reads as the newer ones.
 _LEGACY_KINDS: Final = {
@@ -106,20 +115,37 @@ FUSED: Final = frozenset(
 )
 
 
+class AttentionOptions(TypedDict, total=False):
+    """Options of `Attention` that `attention` passes on."""
+
+    span: Span
+    value_dim: int
+    output_bias: bool
+    query_norm: Norm | None
+    key_norm: Norm | None
+    norm_axes: Literal["head", "heads"]
+    sinks: bool
+    output_gate: Literal["element", "head"] | None
+    gate_bias: bool
+    head_gate_bias: bool
+    output_norm: Norm | None
+    value_is_key: bool
+    shares_cache: bool
+    indexer: Indexer | None
+    differential: bool
+    alibi: bool
+
+
 def attention(
     config: Config,
     *,
-    span: Span = Full(),  # noqa: B008  # frozen
     positions: Rotary | None = None,
     query_key_value_bias: bool = False,
-    output_bias: bool = False,
-    query_norm: Norm | None = None,
-    key_norm: Norm | None = None,
     width: int | None = None,
     num_kv_heads: int | None = None,
-    **options: Any,
+    **options: Unpack[AttentionOptions],
 ) -> Attention:
-    """Compose attention from the usual fields; `options` are further ones of `Attention`.
+    """Compose attention from the usual fields.
 
     A missing or null ``num_key_value_heads`` is one KV head a query head, and a missing or null
     ``head_dim`` the width divided by the heads, rounded down. `width` and `num_kv_heads` stand for
@@ -141,14 +167,36 @@ def attention(
         query_bias=query_key_value_bias,
         key_bias=query_key_value_bias,
         value_bias=query_key_value_bias,
-        output_bias=output_bias,
         rotary=positions,
-        span=span,
-        query_norm=query_norm,
-        key_norm=key_norm,
         fused=config.model_type in FUSED,
         **options,
     )
+
+
+class HeadNorms(TypedDict):
+    """The options of attention that give queries and keys a norm."""
+
+    query_norm: Norm
+    key_norm: Norm
+
+
+class Biases(TypedDict):
+    """The options of attention that give its four projections a bias."""
+
+    query_key_value_bias: bool
+    output_bias: bool
+
+
+def biases(config: Config) -> Biases:
+    """Return the options of attention whose four projections have a bias by one flag."""
+    bias = config.flag("attention_bias")
+    return {"query_key_value_bias": bias, "output_bias": bias}
+
+
+def head_norms(config: Config) -> HeadNorms:
+    """Return the options of attention with a norm of each query and key."""
+    norm = rms_norm(config)
+    return {"query_norm": norm, "key_norm": norm}
 
 
 def feed_forward(
@@ -180,6 +228,11 @@ def rms_norm(config: Config, field: str = "rms_norm_eps") -> Norm:
 def pre_norm(norm: Norm, *parts: Part) -> Layer:
     """Return a layer of residual blocks ``x + part(norm(x))``."""
     return Layer(blocks=tuple(Block(part=part, norm=norm) for part in parts))
+
+
+def sandwich(norm: Norm, *parts: Part) -> Layer:
+    """Return a layer of blocks with a norm before and after each part."""
+    return Layer(blocks=tuple(Block(part=part, norm=norm, post_norm=norm) for part in parts))
 
 
 def assemble(
@@ -230,12 +283,24 @@ def num_predicted(config: Config, field: str = "num_nextn_predict_layers") -> in
     return count
 
 
-def predicted(layers: Iterable[Layer], norm: Norm, **options: Any) -> tuple[MultiToken, ...]:
-    """Return modules of one layer each; `options` are further ones of `MultiToken`."""
-    modules = [
-        MultiToken(count=sum(1 for _ in equal), layers=(layer,), norm=norm, **options)
+def predicted(
+    layers: Iterable[Layer],
+    norm: Norm,
+    *,
+    last_norm: Literal["each", "one", "none"] = "each",
+    beside: tuple[Beside, ...] = (),
+) -> tuple[MultiToken, ...]:
+    """Return modules that predict further tokens, of one layer each."""
+    modules = (
+        MultiToken(
+            count=sum(1 for _ in equal),
+            layers=(layer,),
+            norm=norm,
+            last_norm=last_norm,
+            beside=beside,
+        )
         for layer, equal in groupby(layers)
-    ]
+    )
     return tuple(modules)
 
 
@@ -272,7 +337,7 @@ def layer_kinds(
 
     The list may be `longer` than the model where transformers does not check its length.
     """
-    given: Any = config.get(field)
+    given = config.get(field)
     if given is None:
         return None
     if longer and isinstance(given, list | tuple):
@@ -286,10 +351,25 @@ def layer_kinds(
     return kinds
 
 
+def layer_indices(config: Config, field: str) -> frozenset[int] | None:
+    """Return the layers that a field lists, `None` where it is null."""
+    given = config.get(field)
+    if given is None:
+        return None
+    if not isinstance(given, list | tuple) or any(type(index) is not int for index in given):
+        raise InvalidValueError(field, given, "must list indices of layers, or be null")
+    return frozenset(given)
+
+
 def window_span(config: Config) -> Span:
     """Return the span of a model whose layers all have the window, null for none."""
     window = config.optional_size("sliding_window")
     return Full() if window is None else Window(window)
+
+
+def span_of(config: Config, kind: str) -> Span:
+    """Return the span of a kind of layer; a null window is none, and is read where it is used."""
+    return window_span(config) if kind == SLIDING else Full()
 
 
 def window_kinds(config: Config, is_window: Callable[[int], bool]) -> list[str]:
@@ -329,11 +409,13 @@ def rotary(
     own = parameters.get(kind) if kind is not None else None
     if isinstance(own, Mapping):
         parameters = own
-    base = config.number(theta_field) if theta_field in config else None
-    if base is None:
+    if theta_field in config:
+        base = config.number(theta_field)
+    else:
+        usual: object = theta
         if theta is None:
-            theta = config.get("rope_theta") if config.knows("rope_theta") else 10000.0
-        base = _positive("rope_theta", parameters.get("rope_theta", theta))
+            usual = config.get("rope_theta") if config.knows("rope_theta") else 10000.0
+        base = _positive("rope_theta", parameters.get("rope_theta", usual))
     turned = 1.0
     if fraction is not None:
         if fraction_field in config:

@@ -1,13 +1,11 @@
-"""Readers of Gemma 3n and Gemma 4: inputs for every layer, layers that share another one's cache.
+"""Gemma 3n and Gemma 4: inputs for every layer, layers that share another one's cache.
 
-A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
-modelling source of transformers, which it names.
+Gemma, Gemma 2 and Gemma 3 are rows of `llmcalc.huggingface.readers.llama.DIALECTS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
 
@@ -19,6 +17,7 @@ from llmcalc.huggingface.reading import (
     activation,
     assemble,
     attention,
+    biases,
     each_once,
     feed_forward,
     rms_norm,
@@ -59,7 +58,6 @@ def gemma3n(config: Config, name: str) -> ModelSpec:
         FULL: rotary(config, kind=FULL, theta=1_000_000.0),
         SLIDING: rotary(config, kind=SLIDING, theta_field="rope_local_base_freq", theta=10_000.0),
     }
-    bias = config.flag("attention_bias")
 
     def layer(key: tuple[str, bool, int]) -> Layer:
         kind, shares, inner = key
@@ -67,11 +65,10 @@ def gemma3n(config: Config, name: str) -> ModelSpec:
             config,
             span=spans[kind],
             positions=positions[kind],
-            query_key_value_bias=bias,
-            output_bias=bias,
             query_norm=norm,
             key_norm=None if shares else norm,
             shares_cache=shares,
+            **biases(config),
         )
         plain = feed_forward(config, inner_dim=inner, activation_field="hidden_activation")
         return Layer(
@@ -149,7 +146,6 @@ def gemma4(config: Config, name: str) -> ModelSpec:
         FULL: rotary(config, kind=FULL, theta=1_000_000.0, fraction=0.25),
         SLIDING: rotary(config, kind=SLIDING, theta=10_000.0),
     }
-    bias = config.flag("attention_bias")
     key_is_value = config.flag("attention_k_eq_v")
     wide = config.flag("use_double_wide_mlp")
     plain = feed_forward(config, activation_field="hidden_activation")
@@ -162,28 +158,19 @@ def gemma4(config: Config, name: str) -> ModelSpec:
             config,
             span=spans[kind],
             positions=positions[kind],
-            query_key_value_bias=bias,
-            output_bias=bias,
             query_norm=norm,
             key_norm=None if shares else norm,
             width=head_dim,
             num_kv_heads=kv_heads,
             value_is_key=key_is_value and kind == FULL,
             shares_cache=shares,
+            **biases(config),
         )
         factor = 2 if wide and shares else 1
-        inner = Block(
-            part=attrs.evolve(plain, inner_dim=factor * plain.inner_dim),
-            norm=norm,
-            post_norm=norm,
-        )
+        inner = attrs.evolve(plain, inner_dim=factor * plain.inner_dim)
         blocks: list[Block | ParallelBlock] = [
             Block(part=mixer, norm=norm, post_norm=norm),
-            inner
-            if experts is None
-            else ParallelBlock(
-                blocks=(inner, Block(part=experts, norm=norm, post_norm=norm)), post_norm=norm
-            ),
+            _gemma4_inner(inner, experts, norm),
         ]
         if width:
             blocks.append(_own_input(config, width, norm))
@@ -214,6 +201,15 @@ def _gemma4_experts(config: Config, plain: FeedForward) -> Experts | None:
     )
 
 
+def _gemma4_inner(plain: FeedForward, experts: Experts | None, norm: Norm) -> Block | ParallelBlock:
+    """Return the feed-forward, with the experts beside it where there are any."""
+    inner = Block(part=plain, norm=norm, post_norm=norm)
+    if experts is None:
+        return inner
+    beside = Block(part=experts, norm=norm, post_norm=norm)
+    return ParallelBlock(blocks=(inner, beside), post_norm=norm)
+
+
 def _gemma4_heads(config: Config, kinds: list[str]) -> list[tuple[int, int]]:
     """Return the size of a head and the number of KV heads in every layer.
 
@@ -234,7 +230,7 @@ def _gemma4_heads(config: Config, kinds: list[str]) -> list[tuple[int, int]]:
                 if several is not None and config.flag("attention_k_eq_v"):
                     sizes["num_key_value_heads"] = several
     else:
-        given: Mapping[Any, Any] = config.mapping("per_layer_config") or {}
+        given = config.mapping("per_layer_config") or {}
         for key, sizes in given.items():
             by_layer[_layer_index(key, len(kinds))].update(_layer_sizes(sizes, usual))
     return [(sizes["head_dim"], sizes["num_key_value_heads"]) for sizes in by_layer]
@@ -247,7 +243,7 @@ def _layer_index(key: object, layers: int) -> int:
     return int(text)
 
 
-def _layer_sizes(sizes: Any, usual: Mapping[str, int]) -> dict[str, int]:
+def _layer_sizes(sizes: object, usual: Mapping[str, int]) -> dict[str, int]:
     rule = f"must give sizes of {', '.join(usual)}, which alone may differ by layer"
     if not isinstance(sizes, Mapping) or not set(sizes) <= set(usual):
         raise InvalidValueError("per_layer_config", sizes, rule)

@@ -1,20 +1,13 @@
-"""Readers of dense models: attention and a feed-forward in every layer.
-
-A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
-modelling source of transformers, which it names.
+"""Llama, and the dense models that differ from it in a few options.
 
 * `llama`: Llama and all that `DIALECTS` describes by its differences from it.
-* `mllama`: the language model of Llama 3.2 Vision, with layers that attend images.
-* `molmo2`: that of Molmo 2.
-* `muse_glimmer`: that of Muse Glimmer, with gated attention and norms without parameters.
-
-GPT-2 and other models from before Llama are in `llmcalc.huggingface.classic`.
+* `Dialect`: how a model can differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -33,18 +26,18 @@ from llmcalc.huggingface.reading import (
     predicted,
     rms_norm,
     rotary,
+    sandwich,
     window_kinds,
     window_span,
 )
 from llmcalc.spec.attention import Attention, Rotary
-from llmcalc.spec.crossed import CrossAttention
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.model import Block, Layer, ModelSpec
 from llmcalc.spec.parallel import ParallelBlock
-from llmcalc.spec.parts import Embedding, Norm
+from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span, Window
 
-__all__ = ["DIALECTS", "Dialect", "llama", "mllama", "molmo2", "muse_glimmer"]
+__all__ = ["DIALECTS", "Dialect", "llama"]
 
 #: What one layer attends, and how it tells positions.
 Kind: TypeAlias = tuple[Span, Rotary | None]
@@ -77,13 +70,17 @@ def _by_kind(
     kinds: list[str],
     full_rotary: bool = True,
     theta: float | None = None,
-    **sliding: Any,
+    sliding_theta: str = "rope_theta",
 ) -> list[Kind]:
-    """Give what is behind the names of the kinds; each may have rotary parameters of its own."""
+    """Give what is behind the names of the kinds; each may have rotary parameters of its own.
+
+    `theta` is the class default of full layers, `sliding_theta` the field of those with a window.
+    """
     full = rotary(config, kind=FULL, theta=theta) if full_rotary else None
     known: dict[str, Kind] = {FULL: (Full(), full)}
     if SLIDING in kinds:
-        known[SLIDING] = window_span(config), rotary(config, kind=SLIDING, **sliding)
+        positions = rotary(config, kind=SLIDING, theta_field=sliding_theta)
+        known[SLIDING] = window_span(config), positions
     return [known[kind] for kind in kinds]
 
 
@@ -122,7 +119,7 @@ def _gemma3(config: Config) -> list[Kind]:
     Source: ``models/gemma3/configuration_gemma3.py``.
     """
     kinds = _patterned(config, 6)
-    plan = _by_kind(config, kinds, theta=1_000_000.0, theta_field="rope_local_base_freq")
+    plan = _by_kind(config, kinds, theta=1_000_000.0, sliding_theta="rope_local_base_freq")
     if config.optional_flag("use_bidirectional_attention"):
         return [
             (Window(span.size // 2 + 1) if isinstance(span, Window) else span, positions)
@@ -435,64 +432,17 @@ DIALECTS: Final[dict[str, Dialect]] = {
 def llama(config: Config, name: str) -> ModelSpec:
     """Read a Llama, or one of `DIALECTS` (``models/llama/modeling_llama.py``)."""
     dialect = DIALECTS[config.model_type]
-
-    def has(option: str | bool) -> bool:
-        if not isinstance(option, str):
-            return option
-        return config.knows(option) and config.optional_flag(option)
-
     norm = dialect.norm(config)
     inner = feed_forward(
         config,
         gated=dialect.gated,
-        bias=has(dialect.feed_forward_bias),
+        bias=_has(config, dialect.feed_forward_bias),
         activation_field=dialect.activation,
         inner_norm=norm if dialect.inner_norms else None,
     )
-    bias = has(dialect.bias)
-    output_bias = bias if dialect.output_bias is None else has(dialect.output_bias)
-    options: dict[str, Any] = {}
-    if dialect.query_key_norm is not None and has(dialect.query_key_norms):
-        both = norm if dialect.query_key_norm_bias else attrs.evolve(norm, bias=False)
-        options = {"query_norm": both, "key_norm": both, "norm_axes": dialect.query_key_norm}
-    heads = config.required_size("num_attention_heads")
-    width = config.extra_size("head_dim") if dialect.own_head_dim else None
-    if width is None:
-        embed = config.required_size("hidden_size")
-        width = head_dim(embed, heads, rounded=not dialect.must_divide)
-    options["width"] = width
-    if not dialect.own_kv_heads:
-        options["num_kv_heads"] = heads
-    if dialect.inner_norms:
-        options["output_norm"] = norm
-    norms = dialect.norms
-    if dialect.post_norms is not None and has(dialect.post_norms):
-        norms = "sandwich"
-    own_norms = dialect.parallel_norms == "own"
-    parallel = has(dialect.parallel)
 
     def layer(kind: Kind) -> Layer:
-        span, positions = kind
-        mixer = attention(
-            config,
-            span=span,
-            positions=positions,
-            query_key_value_bias=bias,
-            output_bias=output_bias,
-            sinks=dialect.sinks,
-            differential=dialect.differential,
-            **options,
-        )
-        if has(dialect.result_is_embed):
-            _check_result(config, mixer)
-        if parallel:
-            return _parallel(norm, mixer, inner, own_norms=own_norms)
-        if norms == "pre":
-            return pre_norm(norm, mixer, inner)
-        before = norm if norms == "sandwich" else None
-        return Layer(
-            blocks=tuple(Block(part=part, norm=before, post_norm=norm) for part in (mixer, inner))
-        )
+        return _layer(config, dialect, norm, _attention(config, dialect, norm, kind), inner)
 
     kinds = dialect.plan(config)
     further = num_predicted(config) if dialect.predicts else 0
@@ -506,139 +456,64 @@ def llama(config: Config, name: str) -> ModelSpec:
     )
 
 
-def mllama(config: Config, name: str) -> ModelSpec:
-    """Read the language model of a Llama 3.2 Vision: some layers attend images, and nothing else.
-
-    A request of text alone skips these. Eight tokens are looked up and never predicted
-    (``models/mllama/configuration_mllama.py``, ``modeling_mllama.py``).
-    """
-    norm, inner, layers = rms_norm(config), feed_forward(config), config.num_layers()
-    embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
-    width = head_dim(embed, heads, rounded=True)
-    crossed: Any = config.get("cross_attention_layers")
-    if crossed is None:
-        crossed = (3, 8, 13, 18, 23, 28, 33, 38)
-    if not isinstance(crossed, list | tuple) or any(type(index) is not int for index in crossed):
-        raise InvalidValueError("cross_attention_layers", crossed, "must list indices of layers")
-    mixer = attention(config, width=width, positions=rotary(config))
-    images = CrossAttention(query_heads=heads, kv_heads=mixer.kv_heads, head_dim=width, norm=norm)
-
-    def layer(is_crossed: bool) -> Layer:
-        if not is_crossed:
-            return pre_norm(norm, mixer, inner)
-        return attrs.evolve(pre_norm(norm, images, inner), uses=0)
-
-    there = set(crossed)
-    return assemble(
-        config,
-        name,
-        each_once([index in there for index in range(layers)], layer),
-        final_norm=norm,
-        embedding=Embedding(vocab_size=config.required_size("vocab_size"), more_rows=8),
-        may_tie=False,
-        remarks=("layers that attend images store weights, and a request of text skips them",),
-    )
+def _has(config: Config, option: str | bool) -> bool:
+    """Whether an option of a dialect is on; a string is the flag that says so."""
+    if not isinstance(option, str):
+        return option
+    return config.knows(option) and config.optional_flag(option)
 
 
-def molmo2(config: Config, name: str) -> ModelSpec:
-    """Read the language model of a Molmo 2, some of whose tokens are never predicted.
-
-    Source: ``models/molmo2/configuration_molmo2.py``, ``modeling_molmo2.py``.
-    """
-    config.pass_over("rope_scaling_layers")
-    norm = rms_norm(config)
-    axes = {"qwen3": "head", "olmo": "heads"}.get(config.text("qk_norm_type"))
-    if axes is None:
-        rule = "must be 'qwen3' or 'olmo'"
-        raise InvalidValueError("qk_norm_type", config.get("qk_norm_type"), rule)
+def _attention(config: Config, dialect: Dialect, norm: Norm, kind: Kind) -> Attention:
+    span, positions = kind
+    bias = _has(config, dialect.bias)
+    both: Norm | None = None
+    if dialect.query_key_norm is not None and _has(config, dialect.query_key_norms):
+        both = norm if dialect.query_key_norm_bias else attrs.evolve(norm, bias=False)
+    heads = config.required_size("num_attention_heads")
     mixer = attention(
         config,
-        positions=rotary(config),
-        query_key_value_bias=config.flag("attention_bias"),
-        query_norm=norm,
-        key_norm=norm,
-        norm_axes=axes,
+        width=_head_dim(config, dialect),
+        num_kv_heads=None if dialect.own_kv_heads else heads,
+        span=span,
+        positions=positions,
+        query_key_value_bias=bias,
+        output_bias=bias if dialect.output_bias is None else _has(config, dialect.output_bias),
+        query_norm=both,
+        key_norm=both,
+        norm_axes="head" if both is None else dialect.query_key_norm or "head",
+        output_norm=norm if dialect.inner_norms else None,
+        sinks=dialect.sinks,
+        differential=dialect.differential,
     )
-    before, after = (None, norm) if config.flag("norm_after") else (norm, None)
-    parts = (mixer, feed_forward(config))
-    blocks = (Block(part=part, norm=before, post_norm=after) for part in parts)
-    more = config.count("additional_vocab_size")
-    return assemble(
-        config,
-        name,
-        [Layer(blocks=tuple(blocks))] * config.num_layers(),
-        final_norm=norm,
-        embedding=Embedding(vocab_size=config.required_size("vocab_size"), more_rows=more or None),
-        may_tie=False,
-    )
-
-
-def muse_glimmer(config: Config, name: str) -> ModelSpec:
-    """Read the language model of a Muse Glimmer: the last and every fourth before it are full.
-
-    Layers whose ``layer_rope_theta`` is zero have no positions
-    (``models/muse_glimmer/configuration_muse_glimmer.py``, ``modeling_muse_glimmer.py``).
-    """
-    norm, layers = rms_norm(config), config.num_layers()
-    plain = attrs.evolve(norm, elementwise=False)
-    after = rms_norm(config, "post_norm_eps")
-    usual = [index % 4 == (layers - 1) % 4 for index in range(layers)]
-    kinds = window_kinds(config, lambda index: not usual[index])
-    thetas: Any = config.get("layer_rope_theta")
-    if thetas is None:
-        thetas = [int(not full) for full in usual]
-    if (
-        not isinstance(thetas, list | tuple)
-        or len(thetas) != layers
-        or not all(type(theta) in {int, float} for theta in thetas)
-    ):
-        raise InvalidValueError("layer_rope_theta", thetas, f"must be {layers} numbers")
-    spans: dict[str, Span] = {FULL: Full(), SLIDING: window_span(config)}
-    width = config.size("head_dim")
-    bias = config.flag("attention_bias")
-    inner = feed_forward(config, activation_field="hidden_activation")
-
-    def layer(plan: tuple[str, bool]) -> Layer:
-        kind, turned = plan
-        mixer = attention(
-            config,
-            width=width,
-            span=spans[kind],
-            positions=rotary(config) if turned else None,
-            query_key_value_bias=bias,
-            output_bias=bias,
-            query_norm=plain,
-            key_norm=plain,
-            output_gate="element",
-        )
-        blocks = (Block(part=part, norm=norm, post_norm=after) for part in (mixer, inner))
-        return Layer(blocks=tuple(blocks))
-
-    plans = [(kind, bool(theta)) for kind, theta in zip(kinds, thetas, strict=True)]
-    return assemble(
-        config,
-        name,
-        each_once(plans, layer),
-        final_norm=norm,
-        embedding=Embedding(vocab_size=config.required_size("vocab_size"), norm=plain),
-    )
-
-
-def _parallel(norm: Norm, mixer: Attention, inner: FeedForward, *, own_norms: bool) -> Layer:
-    each = norm if own_norms else None
-    block = ParallelBlock(
-        norm=None if own_norms else norm,
-        blocks=(Block(part=mixer, norm=each), Block(part=inner, norm=each)),
-    )
-    return Layer(blocks=(block,))
-
-
-def _check_result(config: Config, mixer: Attention) -> None:
-    """Refuse heads that together are not as wide as the model, where it takes that for granted."""
     embed = config.required_size("hidden_size")
-    if mixer.query_heads * mixer.head_dim != embed:
-        raise InvalidValueError(
-            "head_dim",
-            mixer.head_dim,
-            f"must be hidden_size ({embed}) divided by num_attention_heads ({mixer.query_heads})",
-        )
+    if _has(config, dialect.result_is_embed) and heads * mixer.head_dim != embed:
+        rule = f"must be hidden_size ({embed}) divided by num_attention_heads ({heads})"
+        raise InvalidValueError("head_dim", mixer.head_dim, rule)
+    return mixer
+
+
+def _head_dim(config: Config, dialect: Dialect) -> int:
+    """Return the width of a head: its field, or that of the model divided by the heads."""
+    heads = config.required_size("num_attention_heads")
+    width = config.extra_size("head_dim") if dialect.own_head_dim else None
+    if width is not None:
+        return width
+    return head_dim(config.required_size("hidden_size"), heads, rounded=not dialect.must_divide)
+
+
+def _layer(
+    config: Config, dialect: Dialect, norm: Norm, mixer: Attention, inner: FeedForward
+) -> Layer:
+    """Compose a layer of both parts, with norms where the dialect has them."""
+    if _has(config, dialect.parallel):
+        own = dialect.parallel_norms == "own"
+        blocks = tuple(Block(part=part, norm=norm if own else None) for part in (mixer, inner))
+        return Layer(blocks=(ParallelBlock(norm=None if own else norm, blocks=blocks),))
+    norms = dialect.norms
+    if dialect.post_norms is not None and _has(config, dialect.post_norms):
+        norms = "sandwich"
+    if norms == "pre":
+        return pre_norm(norm, mixer, inner)
+    if norms == "sandwich":
+        return sandwich(norm, mixer, inner)
+    return Layer(blocks=tuple(Block(part=part, post_norm=norm) for part in (mixer, inner)))

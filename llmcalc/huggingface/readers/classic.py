@@ -1,13 +1,9 @@
-"""Readers of dense models from before Llama: GPT-2 and its kin, models with ALiBi.
+"""Dense models from before Llama: GPT-2 and its kin, models with ALiBi.
 
-They have as many KV heads as query heads, or one, and plain feed-forwards. A reader takes a
-`Config` and the model's name and returns a `ModelSpec`. Each is written from the modelling source
-of transformers, which it names.
+They have as many KV heads as query heads, or one, and plain feed-forwards.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import attrs
 
@@ -110,7 +106,7 @@ def _gpt_neo_kinds(config: Config) -> list[str]:
     """Expand ``attention_types``: pairs of a list of kinds and how often it comes."""
     config.ignore("attention_layers")
     layers = config.num_layers()
-    types: Any = config.get("attention_types")
+    types = config.get("attention_types")
     if types is None:
         types = [[["global", "local"], 12]]
     rule = f"must be pairs of kinds ('global', 'local') and their repeats, for {layers} layers"

@@ -1,8 +1,4 @@
-"""The reader of Qwen4-Exp.
-
-It takes a `Config` and the model's name and returns a `ModelSpec`, and is written from the
-modelling source of transformers, which it names.
-"""
+"""Qwen4-Exp: its language model, with several hidden states and an indexer over blocks."""
 
 from __future__ import annotations
 
@@ -12,8 +8,10 @@ from typing import Final
 
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
-from llmcalc.huggingface.experts import experts
+from llmcalc.huggingface.readers.mixture import experts
+from llmcalc.huggingface.readers.qwen3_next import gated_delta
 from llmcalc.huggingface.reading import (
+    LINEAR,
     assemble,
     attention,
     each_once,
@@ -22,7 +20,6 @@ from llmcalc.huggingface.reading import (
     rms_norm,
     rotary,
 )
-from llmcalc.huggingface.recurrent import LINEAR, delta
 from llmcalc.spec.attention import Attention, Indexer
 from llmcalc.spec.hyper import GatedStreams, NGramEmbedding
 from llmcalc.spec.model import Block, Layer, ModelSpec, Part
@@ -61,10 +58,10 @@ def qwen4_exp(config: Config, name: str) -> ModelSpec:
 
     def make(kind: tuple[str, NGramEmbedding | None]) -> Layer:
         mixer, table = kind
-        parts: list[Part] = [] if table is None else [table]
-        parts += [
+        parts: list[Part] = [
+            *(() if table is None else (table,)),
             GatedStreams(name="mixer", streams=streams, rank=rank, norm=norm),
-            delta(config, norm) if mixer == LINEAR else _indexed(config),
+            gated_delta(config, norm) if mixer == LINEAR else _indexed(config),
             GatedStreams(name="experts", streams=streams, rank=rank, norm=norm),
             inner,
         ]
@@ -112,9 +109,9 @@ def _tables(config: Config, plan: list[str]) -> Iterator[tuple[int, NGramEmbeddi
     numbers = config.get("ple_layer_ids")
     if numbers is None:
         return
-    whole = isinstance(numbers, list | tuple) and all(type(number) is int for number in numbers)
-    if not whole or any(
-        not 1 <= number <= len(plan) or plan[number - 1] != LINEAR for number in numbers
+    if not isinstance(numbers, list | tuple) or not all(
+        type(number) is int and 1 <= number <= len(plan) and plan[number - 1] == LINEAR
+        for number in numbers
     ):
         rule = "must list layers with linear attention, counted from 1"
         raise InvalidValueError("ple_layer_ids", numbers, rule)

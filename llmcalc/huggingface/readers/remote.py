@@ -1,35 +1,29 @@
-"""Readers of models whose code stands in their own repository on the hub, not in transformers.
+"""Dense models whose code stands in their own repository on the hub, not in transformers.
 
-A reader takes a `Config` and the model's name and returns a `ModelSpec`. Each is written from the
-modelling source in the repository that it names, and held against the total that the hub shows for
-the repository's files, or that its authors published. Those that differ from Llama in a few
-options are rows of `llmcalc.huggingface.dense.DIALECTS`.
+Each reader is written from the modelling source in the repository that it names, and held against
+the total that the hub shows for the repository's files, or that its authors published. Those that
+differ from Llama in a few options are rows of `llmcalc.huggingface.readers.llama.DIALECTS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from llmcalc.errors import InvalidValueError
 from llmcalc.huggingface.config import Config
-from llmcalc.huggingface.experts import dense_first, experts, mixture
 from llmcalc.huggingface.reading import (
     assemble,
     attention,
-    each_once,
     feed_forward,
     head_dim,
     pre_norm,
     rms_norm,
     rotary,
 )
-from llmcalc.spec.attention import Attention, Rotary
+from llmcalc.spec.attention import Rotary
 from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.model import Block, Layer, ModelSpec, Part
+from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.parts import Norm
 
-__all__ = ["baichuan", "bailing_moe", "chatglm", "nemotron_nas", "phi3small", "qwen"]
+__all__ = ["baichuan", "chatglm", "phi3small", "qwen"]
 
 
 def baichuan(config: Config, name: str) -> ModelSpec:
@@ -195,122 +189,3 @@ def phi3small(config: Config, name: str) -> ModelSpec:
         final_norm=norm,
         remarks=(remark,),
     )
-
-
-def bailing_moe(config: Config, name: str) -> ModelSpec:
-    """Read a Ling or Ring, of the first or the second generation.
-
-    Source: ``modeling_bailing_moe.py`` in inclusionAI/Ling-lite, ``modeling_bailing_moe_v2.py`` in
-    inclusionAI/Ling-mini-2.0.
-    """
-    norm, bias = rms_norm(config), config.flag("use_bias")
-    norms: dict[str, Any] = {}
-    if config.flag("use_qk_norm"):
-        norms = {"query_norm": norm, "key_norm": norm}
-    width = config.optional_size("head_dim")
-    if width is None:
-        width = head_dim(
-            config.required_size("hidden_size"), config.required_size("num_attention_heads")
-        )
-    config.pass_over("intermediate_size")
-    inner = config.required_size("moe_intermediate_size")
-    shared = config.optional_size("moe_shared_expert_intermediate_size") or inner
-    number = config.count("num_shared_experts")
-
-    def routed() -> Part:
-        return experts(
-            config,
-            "num_experts",
-            shared=feed_forward(config, inner_dim=shared * number, bias=bias) if number else None,
-            bias=bias,
-            balanced=config.flag("moe_router_enable_expert_bias"),
-        )
-
-    return mixture(
-        config,
-        name,
-        routed,  # type: ignore[arg-type]
-        sparse=dense_first(config),
-        dense=lambda: feed_forward(config, bias=bias),
-        mixer=lambda _: attention(
-            config,
-            width=width,
-            positions=rotary(config, fraction=1.0),
-            query_key_value_bias=config.flag("use_qkv_bias"),
-            output_bias=bias,
-            **norms,
-        ),
-    )
-
-
-def nemotron_nas(config: Config, name: str) -> ModelSpec:
-    """Read a Llama-Nemotron, whose layers were searched for: some lack a part or have less of it.
-
-    Source: ``modeling_decilm.py`` in nvidia/Llama-3_3-Nemotron-Super-49B-v1.
-    """
-    config.pass_over("num_key_value_heads", "intermediate_size")
-    layers, norm = config.num_layers(), rms_norm(config)
-    embed, heads = config.required_size("hidden_size"), config.required_size("num_attention_heads")
-    width = head_dim(embed, heads)
-    bias, inner_bias = config.flag("attention_bias"), config.flag("mlp_bias")
-    blocks: Any = config.given("block_configs")
-    if not isinstance(blocks, list | tuple) or len(blocks) != layers:
-        raise InvalidValueError("block_configs", blocks, f"must describe all {layers} layers")
-
-    def make(plan: tuple[int | None, int | None]) -> Layer:
-        kv_heads, inner = plan
-        parts: list[Part] = []
-        if kv_heads is not None:
-            parts.append(
-                Attention(
-                    query_heads=heads,
-                    kv_heads=kv_heads,
-                    head_dim=width,
-                    query_bias=bias,
-                    key_bias=bias,
-                    value_bias=bias,
-                    output_bias=bias,
-                    rotary=rotary(config),
-                )
-            )
-        if inner is not None:
-            parts.append(feed_forward(config, inner_dim=inner, bias=inner_bias))
-        return Layer(blocks=tuple(Block(part=part, norm=norm) for part in parts))
-
-    plans = [(_nas_kv_heads(block, heads), _nas_inner(block, embed)) for block in blocks]
-    return assemble(config, name, each_once(plans, make), final_norm=norm)
-
-
-def _nas_part(block: Any, part: str) -> Mapping[str, Any] | None:
-    """Return what a layer says of one of its parts, `None` where it has none."""
-    said = block.get(part) if isinstance(block, Mapping) else None
-    if not isinstance(said, Mapping):
-        raise InvalidValueError("block_configs", block, f"must have an object for {part}")
-    if said.get("no_op"):
-        return None
-    for option in ("replace_with_linear", "sparsify", "window_length", "num_sink_tokens"):
-        if said.get(option):
-            raise InvalidValueError("block_configs", said, f"must have no {option}")
-    return said
-
-
-def _nas_kv_heads(block: Any, heads: int) -> int | None:
-    said = _nas_part(block, "attention")
-    if said is None:
-        return None
-    group = said.get("n_heads_in_group")
-    if type(group) is not int or group < 1 or heads % group:
-        rule = f"must be a divisor of num_attention_heads ({heads})"
-        raise InvalidValueError("block_configs: n_heads_in_group", group, rule)
-    return heads // group
-
-
-def _nas_inner(block: Any, embed: int) -> int | None:
-    """Return the width of a feed-forward: two thirds of a multiple, rounded up to 256."""
-    said = _nas_part(block, "ffn")
-    if said is None:
-        return None
-    factor = said.get("ffn_mult")
-    if (type(factor) is not int and type(factor) is not float) or not 0 < factor <= 1000:
-        raise InvalidValueError("block_configs: ffn_mult", factor, "must be a positive number")
-    return -(-int(2 * factor * embed / 3) // 256) * 256
