@@ -164,7 +164,6 @@ def table(made: Results) -> dict[str, Any]:
         families = sorted({group.family for group in mine if group.family})
         others = [device for device in with_kernels if device not in {g.device for g in mine}]
         return {
-            "conventions": ENGINES[name].conventions,
             **_level(fits.efficiency(Group(name, expands=expands)), of_engine[name]),
             "devices": {
                 str(group.device): _level(fits.efficiency(group), within[group]) for group in mine

@@ -5,7 +5,7 @@
 * `EXCEPTIONS`: why rows are faster than their bound that are.
 * `RULES`: these rules, in the order in which they are asked.
 * `kernel`: a row of a single kernel, as a measurement.
-* `FAMILIES`, `ENGINES`: the devices of a family; how engines compute.
+* `FAMILIES`, `ENGINES`: the devices of a family; what rows of an engine are like.
 * `rows`: the rows of a file.
 
 A row is a mapping with the fields of ``tests/data/perf_rows.jsonl``. Rules look at what a row and
@@ -23,7 +23,8 @@ from typing import Any, Final, NamedTuple
 
 import attrs
 
-from llmcalc import DeviceSpec, Layout, ModelSpec, formats, hardware, load_model, memory
+from llmcalc import DeviceSpec, Layout, ModelSpec, engines, formats, hardware, load_model, memory
+from llmcalc.engines import Conventions
 from llmcalc.formats import Coverage, Format, Rule, Scheme, Uniform
 from llmcalc.huggingface import catalogue
 from llmcalc.roofline.efficiency import Work
@@ -77,68 +78,30 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
 
 
 class Engine(NamedTuple):
-    """How an engine computes a step.
+    """What rows of an engine are like; how it computes a step is in `llmcalc.engines`.
 
-    `starts` are what its rows' engine field starts with. `conventions` are arguments of
-    `llmcalc.roofline.run`, where ``compute`` lists number formats, of which a device's first is
-    taken; without it they are those of the weights. `expands` says whether packed weights are
+    `starts` are what its rows' engine field starts with. `expands` says whether packed weights are
     brought to 16 bits before large products.
     """
 
     starts: tuple[str, ...]
-    conventions: dict[str, Any]
     expands: bool = False
 
 
-_ACCUMULATED_IN_HALF: Final = ("fp16_fp16acc", "fp16", "fp32")
-
-#: The engines whose rows are read.
-#:
-#: llama.cpp (May 2024) expands quantised weights and multiplies them with cuBLAS in fp16, which it
-#: also accumulates in (``ggml-cuda.cu``, ``CUBLAS_COMPUTE_16F``), keeps activations in float32,
-#: does not fuse attention without ``-fa``, and reads prompts in micro-batches of 512 tokens. Of
-#: these it keeps four copies of what stages hand on (``GGML_SCHED_MAX_COPIES``). One host launches
-#: for all devices, each of which queues some 1024 kernels: a layer is 14 elementwise kernels, three
-#: for each of 7 products (inputs to fp16, product, outputs to fp32), a fourth where weights are
-#: expanded, and four for each of two products of attention, 43 in all. Of 45, which are taken, 20
-#: layers with expanded weights launch more than a queue holds and 20 others do not, as rows of four
-#: devices show.
-#: exllama expands to fp16 and multiplies with ``cublasHgemm``. FasterTransformer and Megatron
-#: don't fuse the attention of the prompt. gpt-fast keeps int8 weights as storage only.
-#: AutoAWQ 0.1.6, which its rows are of, multiplies packed weights as they are, however many tokens
-#: there are (``awq/modules/linear/gemm.py``), and its prompts are first calls in a process
-#: (``examples/benchmark.py``).
+#: The engines whose rows are read, by the names of their calibrations. llama.cpp and the exllamas
+#: expand quantised weights to fp16; AutoAWQ 0.1.6 multiplies packed weights as they are.
 ENGINES: Final[dict[str, Engine]] = {
-    "llama.cpp": Engine(
-        ("llama.cpp",),
-        {
-            "attention": "standard",
-            "activations": "fp32",
-            "chunk": 512,
-            "in_flight": 4,
-            "queue": 1024,
-            "layer_launches": 45,
-            "compute": _ACCUMULATED_IN_HALF,
-        },
-        expands=True,
-    ),
-    "FasterTransformer": Engine(
-        ("FasterTransformer",),
-        {"attention": "standard", "micro_batch_tokens": 1024, "compute": ("fp16",)},
-    ),
-    "Megatron": Engine(("Megatron",), {"attention": "standard", "compute": ("fp16",)}),
-    "gpt-fast": Engine(("gpt-fast",), {"compute": ("bf16",)}),
-    "exllama": Engine(
-        ("exllama v1",),
-        {"attention": "standard", "compute": _ACCUMULATED_IN_HALF},
-        expands=True,
-    ),
-    "exllamav2": Engine(("exllamav2",), {"compute": _ACCUMULATED_IN_HALF}, expands=True),
-    "AutoAWQ": Engine(("AutoAWQ",), {"attention": "standard", "compute": ("fp16",)}),
-    "lmdeploy": Engine(("lmdeploy",), {}),
-    "TensorRT-LLM": Engine(("TensorRT-LLM",), {}),
-    "TGI": Engine(("TGI",), {}),
-    "vLLM": Engine(("vLLM", "vllm"), {}),
+    "llama.cpp": Engine(("llama.cpp",), expands=True),
+    "FasterTransformer": Engine(("FasterTransformer",)),
+    "Megatron": Engine(("Megatron",)),
+    "gpt-fast": Engine(("gpt-fast",)),
+    "exllama": Engine(("exllama v1",), expands=True),
+    "exllamav2": Engine(("exllamav2",), expands=True),
+    "AutoAWQ": Engine(("AutoAWQ",)),
+    "lmdeploy": Engine(("lmdeploy",)),
+    "TensorRT-LLM": Engine(("TensorRT-LLM",)),
+    "TGI": Engine(("TGI",)),
+    "vLLM": Engine(("vLLM", "vllm")),
 }
 
 #: Engines that launch their kernels from Python, one after another: the host, which is not
@@ -372,8 +335,9 @@ def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
     if spec.max_positions is not None and prompt + new > spec.max_positions + 1:
         spec = _without_limit(spec)  # the row was measured past it
     weights, number = _weights(row["precision"], spec)
-    options = dict(ENGINES[engine].conventions) if engine in ENGINES else {}
-    numbers = options.pop("compute", None) or number
+    own = engines.get(engine).conventions if engine in ENGINES else Conventions()
+    options = own.options(device.peak_flops)
+    numbers = own.compute or number
     options["compute"] = next((n for n in numbers if n in device.peak_flops), None)
     if for_bound:  # whatever the engine may have multiplied in
         known = [n for n in ("fp16_fp16acc", *number) if n in device.peak_flops]

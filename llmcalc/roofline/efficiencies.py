@@ -31,6 +31,8 @@ import attrs
 from llmcalc import hardware
 from llmcalc.boundary import choice
 from llmcalc.described import Described
+from llmcalc.engines.engine import Engine
+from llmcalc.engines.registry import with_calibration
 from llmcalc.errors import (
     LONGEST_MESSAGE,
     InvalidValueError,
@@ -91,7 +93,7 @@ def _table() -> dict[str, Any]:
 
 
 def engines() -> tuple[str, ...]:
-    """Return the names of the calibrated engines.
+    """Return the calibrated engines, as people write their names; `get` takes them in any case.
 
     >>> from llmcalc.roofline import efficiencies
     >>> "llama.cpp" in efficiencies.engines()
@@ -100,7 +102,7 @@ def engines() -> tuple[str, ...]:
     return tuple(_table()["engines"])
 
 
-def devices(engine: str) -> tuple[str, ...]:
+def devices(engine: str | Engine) -> tuple[str, ...]:
     """Return the devices that an engine is calibrated on.
 
     >>> from llmcalc.roofline import efficiencies
@@ -110,31 +112,26 @@ def devices(engine: str) -> tuple[str, ...]:
     return tuple(_engine(engine)[1]["devices"])
 
 
-def conventions(engine: str, device: str | DeviceSpec) -> dict[str, Any]:
+def conventions(engine: str | Engine, device: str | DeviceSpec) -> dict[str, Any]:
     """Return how an engine computes a step on a device, as arguments of `llmcalc.roofline.run`.
 
     >>> from llmcalc.roofline import efficiencies
     >>> efficiencies.conventions("exllama", "RTX-4090")
     {'attention': 'standard', 'compute': 'fp16_fp16acc'}
     """
-    stated = dict(_engine(engine)[1]["conventions"])
-    chip = hardware.get(device)
-    numbers = stated.pop("compute", None)
-    if numbers is not None:
-        # Without any of them there is no peak, which a step then says.
-        stated["compute"] = next((n for n in numbers if n in chip.peak_flops), numbers[0])
-    return stated
+    return with_calibration(engine).conventions.options(hardware.get(device).peak_flops)
 
 
 def get(
-    engine: str, device: str | DeviceSpec | None = None, *, at_least: Fallback = "device"
+    engine: str | Engine, device: str | DeviceSpec | None = None, *, at_least: Fallback = "device"
 ) -> Calibration:
     """Return the calibration of an engine on a device.
 
-    Without a device it is that of the engine in general; ``"general"`` is the mean of all engines,
-    and takes no device. Raises `llmcalc.LlmcalcError`, with what is known, for an engine that is
-    not calibrated, and for a device that it is not calibrated on, unless `at_least` names a
-    coarser level to fall back to.
+    An engine is one of `llmcalc.engines`; it is calibrated as a whole, whatever its version.
+    Without a device the calibration is that of the engine in general; ``"general"`` is the mean of
+    all engines, and takes no device. Raises `llmcalc.LlmcalcError`, with what is known, for an
+    engine that is not calibrated, and for a device that it is not calibrated on, unless `at_least`
+    names a coarser level to fall back to.
 
     >>> from llmcalc.roofline import efficiencies
     >>> efficiencies.get("llama.cpp", "RTX-3090").level
@@ -151,9 +148,14 @@ def get(
         if device is not None:
             raise InvalidValueError("device", device, "the general calibration is of no device")
         return _calibration(_table()[GENERAL], "general", None, None)
-    engine, found = _engine(engine)
+    try:
+        name, found = _engine(engine)
+    except UnknownNameError as error:
+        listing = f"{error.listed_by}, with {GENERAL!r}"
+        known = (*error.known, GENERAL)
+        raise UnknownNameError("engine", error.value, known, listed_by=listing) from None
     if device is None:
-        return _calibration(found, "engine", engine, None)
+        return _calibration(found, "engine", name, None)
     chip = hardware.get(device)
     candidates = {
         "device": found["devices"].get(chip.name),
@@ -163,11 +165,11 @@ def get(
     }
     for level in _ORDER[: _ORDER.index(at_least) + 1]:
         if candidates[level] is not None:
-            return _calibration(candidates[level], level, engine, chip.name)
+            return _calibration(candidates[level], level, name, chip.name)
     possible = next(level for level in _ORDER if candidates[level] is not None)
     rules = [
-        f"{engine} is not calibrated on it{others}; at_least={possible!r} takes a coarser fit"
-        for others in _others(engine, chip.name, tuple(found["devices"]))
+        f"{name} is not calibrated on it{others}; at_least={possible!r} takes a coarser fit"
+        for others in _others(name, chip.name, tuple(found["devices"]))
     ]
     rule = fitting(rules, LONGEST_MESSAGE - len(f"device = {chip.name!r}: "))
     raise InvalidValueError("device", chip.name, rule)
@@ -182,17 +184,13 @@ def _others(engine: str, device: str, known: tuple[str, ...]) -> Iterator[str]:
     yield f"; {listing}"
 
 
-def _engine(engine: object) -> tuple[str, dict[str, Any]]:
-    """Return the name and the calibrations of an engine, in whatever case it is written."""
-    if not isinstance(engine, str):
-        raise InvalidValueError("engine", engine, "must be the name of an engine")
-    table: dict[str, Any] = _table()["engines"]
-    for name, found in table.items():
-        if name.casefold() == engine.casefold():
-            return name, found
-    raise UnknownNameError(
-        "engine", engine, (*table, GENERAL), listed_by=f"{__name__}.engines(), with {GENERAL!r}"
-    )
+def _engine(engine: str | Engine) -> tuple[str, dict[str, Any]]:
+    """Return the name and the calibrations of an engine."""
+    name = str(with_calibration(engine).calibration)
+    table: dict[str, dict[str, Any]] = _table()["engines"]
+    if name not in table:  # of an engine of a user's own
+        raise UnknownNameError("calibration", name, table, listed_by=f"{__name__}.engines()")
+    return name, table[name]
 
 
 def _family(device: str) -> str | None:
