@@ -3,7 +3,8 @@ r"""Layouts: which device holds which weights and which part of a request's cach
 * `Layout`: the degrees of tensor, pipeline, expert, data and decode-context parallelism.
 * `Rank`: one device of a layout, and what it holds of a model.
 * `Stage`: the layers of one pipeline stage.
-* `ENGINES`: the serving engines whose rules a layout can follow.
+* `chosen`: the layout that arguments ask for; `ONE_DEVICE`: the one that they ask for by default.
+* `ENGINES`: how the engines place a model of which that is known.
 
 Ranks are numbered as vLLM numbers them: tensor-parallel ranks are neighbours, then come the
 pipeline stages, then the data-parallel replicas. With :math:`t`, :math:`p` and :math:`d` the
@@ -20,11 +21,11 @@ Who holds what:
   first stage, the final norm and the head on the last; a tied table is on both, and weights that
   layers share are on every stage that uses them.
 * **Data parallelism** copies everything; requests are dealt out to the replicas.
-* **Expert parallelism** deals out whole experts over the `t d` ranks of a stage.
+* **Expert parallelism** spreads whole experts over the `t d` ranks of a stage.
 * **Data-parallel attention** copies attention alone: the `t d` ranks of a stage split the rest
-  like tensor-parallel ranks. `ENGINES` says what the rest is in each engine.
-* **Decode-context parallelism** deals out the slots of each request over tensor-parallel ranks
-  that would hold copies of the same KV heads or latent.
+  like tensor-parallel ranks. `llmcalc.engines.Placement` says what the rest is in each engine.
+* **Decode-context parallelism** shards the slots of each request over tensor-parallel ranks that
+  would hold copies of the same KV heads or latent.
 
 The first rank of a stage never holds less than another one of the stage: it takes every
 remainder. Parameters never depend on the layout.
@@ -33,59 +34,37 @@ remainder. Parameters never depend on the layout.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 
-from llmcalc.boundary import choice, flag, size, whole_number
+from llmcalc.boundary import flag, size, whole_number
 from llmcalc.described import Described
+from llmcalc.engines.placement import GENERIC, Placement
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.axes import WHOLE, Split, is_split, share
-from llmcalc.spec.items import Cache, Mix
-from llmcalc.spec.spans import Chunk, Constant, Window
+from llmcalc.spec.axes import WHOLE, Split, is_split, portion
+from llmcalc.spec.items import Cache, Linear, Mix, Table
+from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.spans import Chunk, Constant, Span, Window
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int
-    from llmcalc.breakdown import Factor
-    from llmcalc.spec.ledger import Place, StoredTensor
-    from llmcalc.spec.model import ModelSpec
+    from llmcalc.boundary import Int, IntArray
+    from llmcalc.engines.engine import Engine
+    from llmcalc.spec.ledger import Entry, Place, StoredTensor
 
-__all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage"]
+__all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage", "chosen"]
 
-
-class Engine(NamedTuple):
-    """The rules of a serving engine, as far as placement goes.
-
-    `vocab_multiple`: the vocabulary is padded to a multiple of this. `last_stages`: the stages
-    that take one layer more where they don't divide: the last ones, or with `False` those before
-    the last one. `joint`: the groups that data-parallel attention leaves to all ranks of a stage,
-    besides routed experts; everything else belongs to a replica.
-    """
-
-    vocab_multiple: int
-    last_stages: bool
-    joint: frozenset[str]
+N = TypeVar("N", int, "IntArray")
 
 
-#: The engines by name; `None` is a layout of no particular engine. Sources: vLLM,
-#: ``distributed/utils.py`` (``get_pp_indices``), ``layers/vocab_parallel_embedding.py`` and
-#: ``layers/fused_moe/config.py`` (``flatten_tp_across_dp``); SGLang, ``srt/distributed/utils.py``
-#: (``get_pp_indices``) and ``srt/layers/vocab_parallel_embedding.py``.
-ENGINES: Final[Mapping[str | None, Engine]] = MappingProxyType(
-    {
-        None: Engine(1, False, frozenset({"feed_forward", "experts"})),
-        "vllm": Engine(64, False, frozenset()),
-        "sglang": Engine(64, True, frozenset({"feed_forward", "experts"})),
-    }
-)
+def _engine(value: str | Engine | None) -> str | Engine | None:
+    """Return an engine as it is kept: by the name that lists it, or as it is."""
+    if value is None:
+        return None
+    from llmcalc.engines import registry
 
-EngineName: TypeAlias = Literal["vllm", "sglang"]
-
-
-def _engine(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        choice(value, attribute.name, [name for name in ENGINES if name is not None])
+    registry.placement_of(value)
+    return registry.canonical(value) if isinstance(value, str) else value
 
 
 def _stage_layers(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -104,8 +83,9 @@ class Layout(Described):
     `tensor_parallel` is the degree in which attention is split, also with data-parallel
     attention: SGLang's ``--tp 8 --dp 4 --enable-dp-attention`` is ``Layout(tensor_parallel=2,
     data_parallel=4, data_parallel_attention=True, engine="sglang")``. `stage_layers` gives the
-    layers of each stage, where they are not the engine's own split. `engine` adds an engine's
-    rules: vocabulary padding, the split into stages, and what it refuses.
+    layers of each stage, where they are not the engine's own split. `engine` adds the rules of an
+    engine (`llmcalc.engines`: its name in any case, or an `Engine`): vocabulary padding, the split
+    into stages, and what it refuses.
 
     Raises `llmcalc.LlmcalcError` for degrees that contradict each other; what a model does not
     allow is refused when a question about it is asked, with the rule.
@@ -134,7 +114,7 @@ class Layout(Described):
     decode_context_parallel: int = attrs.field(default=1, validator=size)
     data_parallel_attention: bool = attrs.field(default=False, validator=flag)
     stage_layers: tuple[int, ...] | None = attrs.field(default=None, validator=_stage_layers)
-    engine: EngineName | None = attrs.field(default=None, validator=_engine)
+    engine: str | Engine | None = attrs.field(default=None, converter=_engine)
 
     def __attrs_post_init__(self) -> None:
         tensor, context = self.tensor_parallel, self.decode_context_parallel
@@ -163,8 +143,26 @@ class Layout(Described):
     @property
     def expert_ranks(self) -> int:
         """The ranks of a stage that share the routed experts."""
-        joint = self.expert_parallel or self.data_parallel_attention
-        return self.tensor_parallel * (self.data_parallel if joint else 1)
+        return self.tensor_parallel * (self.data_parallel if self._shares_experts else 1)
+
+    @property
+    def placement(self) -> Placement:
+        """The rules that it follows: those of its engine, or of no particular one.
+
+        >>> from llmcalc import Layout
+        >>> Layout(engine="vLLM").placement.vocab_multiple, Layout().placement.vocab_multiple
+        (64, 1)
+        """
+        if self.engine is None:
+            return GENERIC
+        from llmcalc.engines import registry
+
+        return registry.placement_of(self.engine)
+
+    @property
+    def _shares_experts(self) -> bool:
+        """Whether several replicas share the routed experts."""
+        return self.expert_parallel or self.data_parallel_attention
 
     def __str__(self) -> str:
         degrees = (
@@ -180,8 +178,8 @@ class Layout(Described):
     def stages(self, spec: ModelSpec) -> tuple[Stage, ...]:
         """Return the pipeline stages of a model, in order.
 
-        Where they do not divide the layers, vLLM and layouts without an engine give one layer
-        more to the stages before the last one, SGLang to the last ones.
+        Where they do not divide the layers, layouts without an engine give one layer more to the
+        stages before the last one; an engine has its own rule.
 
         >>> from llmcalc import Layout, load_model
         >>> deepseek = load_model("DeepSeek-V3")
@@ -193,9 +191,10 @@ class Layout(Described):
         ... ]
         [15, 15, 15, 16]
         """
+        check_spec(spec)
         total, number = spec.num_layers, self.pipeline_parallel
         if self.stage_layers is not None:
-            sizes: Iterable[int] = self.stage_layers
+            sizes = self.stage_layers
             if sum(sizes) != total:
                 rule = f"must sum to the {total} layers of {spec.name}"
                 raise InvalidValueError("stage_layers", self.stage_layers, rule)
@@ -203,10 +202,7 @@ class Layout(Described):
             rule = f"must be at most the {total} layers of {spec.name}: a stage has at least one"
             raise InvalidValueError("pipeline_parallel", number, rule)
         else:
-            each, rest = divmod(total, number)
-            last = ENGINES[self.engine].last_stages
-            first_more = number - rest - (0 if last or not rest else 1)
-            sizes = [each + (first_more <= stage < first_more + rest) for stage in range(number)]
+            sizes = self.placement.stage_layers(total, number)
         return tuple(_cut(spec, sizes))
 
     def check(self, spec: ModelSpec) -> None:
@@ -218,69 +214,57 @@ class Layout(Described):
             ...
         llmcalc.errors.InvalidValueError: expert_parallel = True: needs a model with routed experts
         """
+        check_spec(spec)
         if self.devices == 1 and self.engine is None and not self.expert_parallel:
             return
-        self._check_experts(spec)
+        placement = self.placement
+        self._check_replicas(spec, placement)
         if self.pipeline_parallel > 1 and len(spec.ledger.caches) < len(spec.ledger.cache_reads):
             rule = f"{spec.name} has layers that read another layer's cache: it needs one stage"
             raise InvalidValueError("pipeline_parallel", self.pipeline_parallel, rule)
         if self.decode_context_parallel > 1:
-            self._check_context(spec)
+            for entry, cache in spec.ledger.caches:
+                self._check_slots(spec, placement, entry, cache)
 
-    def _check_experts(self, spec: ModelSpec) -> None:
-        shared = self.expert_parallel or self.data_parallel_attention
-        if not shared and (self.engine is None or self.data_parallel == 1):
+    def _check_replicas(self, spec: ModelSpec, placement: Placement) -> None:
+        """Refuse replicas that do not share experts as they must."""
+        several = self.data_parallel > 1
+        if not self._shares_experts and not (several and placement.replicas_share_experts):
             return
-        experts = min(
-            (
-                axis.size
-                for tensor in spec.ledger.tensors
-                if tensor.routed
-                for axis in tensor.rows[0]
-                if axis.name == "experts"
-            ),
-            default=None,
-        )
-        if experts is None:
-            if self.expert_parallel:
-                raise InvalidValueError(
-                    "expert_parallel", True, "needs a model with routed experts"
-                )
-            if self.data_parallel_attention and self.engine == "vllm":
-                rule = "vLLM's replicas share experts only, and the model has none that are routed"
-                raise InvalidValueError("data_parallel_attention", True, rule)
-            return
-        if self.expert_parallel and self.expert_ranks > experts:
+        experts = _fewest_experts(spec)
+        routed = experts is not None
+        if self.expert_parallel and experts is None:
+            raise InvalidValueError("expert_parallel", True, "needs a model with routed experts")
+        if self.expert_parallel and experts is not None and self.expert_ranks > experts:
             rule = f"must give each of {self.expert_ranks} ranks one of the {experts} experts"
             raise InvalidValueError("expert_parallel", True, rule)
-        if self.engine == "vllm" and self.data_parallel > 1 and not shared:
-            rule = (
-                "vLLM splits the experts over all data-parallel ranks: "
-                "data_parallel_attention or expert_parallel must be set"
-            )
-            raise InvalidValueError("data_parallel", self.data_parallel, rule)
+        if self.data_parallel_attention:
+            _refuse("data_parallel_attention", True, placement.attention_rule(routed=routed))
+        if several:
+            broken = placement.replicas_rule(routed=routed, shared=self._shares_experts)
+            _refuse("data_parallel", self.data_parallel, broken)
 
-    def _check_context(self, spec: ModelSpec) -> None:
+    def _check_slots(
+        self, spec: ModelSpec, placement: Placement, entry: Entry, cache: Cache
+    ) -> None:
         """Refuse ranks that would not hold the same cache: they have no slots to share."""
-        degree, tensor = self.decode_context_parallel, self.tensor_parallel
-        for entry, cache in spec.ledger.caches:
-            if isinstance(cache.span, Constant):
-                continue
-            if self.engine == "vllm" and isinstance(cache.span, Window | Chunk):
-                rule = "vLLM does not split windows"
-                raise InvalidValueError("decode_context_parallel", degree, rule)
-            split = [axis for axis in cache.shape if is_split(axis)]
-            heads = max((axis.size for axis in split), default=1)
-            copies = max(1, tensor // heads)
-            if copies % degree:
-                rule = (
-                    f"must divide the {copies} copies of each of {heads} KV heads"
-                    if split
-                    else f"must divide the {copies} copies of {entry.name[-1]}"
-                )
-                raise InvalidValueError("decode_context_parallel", degree, rule)
-            if self.engine == "vllm" and split:
-                _check_groups(spec, entry.path[1], heads, degree)
+        degree, field = self.decode_context_parallel, "decode_context_parallel"
+        if isinstance(cache.span, Constant):
+            return
+        windowed = isinstance(cache.span, Window | Chunk)
+        _refuse(field, degree, placement.slots_rule(degree, windowed=windowed))
+        split = [axis for axis in cache.shape if is_split(axis)]
+        heads = max((axis.size for axis in split), default=1)
+        copies = max(1, self.tensor_parallel // heads)
+        if copies % degree:
+            held = f"each of {heads} KV heads" if split else cache.name
+            raise InvalidValueError(field, degree, f"must divide the {copies} copies of {held}")
+        for other in spec.ledger.entries if split else ():
+            item = other.item
+            if isinstance(item, Mix) and other.path == entry.path and item.of == cache.reader:
+                queries = item.heads.size // heads
+                rule = placement.slots_rule(degree, windowed=windowed, queries=queries)
+                _refuse(field, degree, rule)
 
     def rank(self, number: Int, spec: ModelSpec) -> Rank:
         """Return one rank of the layout, for a model.
@@ -352,20 +336,6 @@ class Stage(Described):
             return label in self.numbers
         return self.number == (0 if where == "before" else self.stages - 1)
 
-    def times(
-        self, places: tuple[Place, ...], times: tuple[Factor, ...]
-    ) -> tuple[Factor, ...] | None:
-        """Return the factors that count the stage's layers; `None` where it has none of them.
-
-        `times` are the factors for the whole model: none for what is stored once.
-        """
-        if self.stages == 1:
-            return times
-        if not times:
-            return times if any(map(self.has, places)) else None
-        count = len(self.numbers.get(places[0][1], ()))
-        return ((count, times[0][1]), *times[1:]) if count else None
-
 
 class Rank:
     """One rank of a layout, and what it holds of a model.
@@ -375,37 +345,39 @@ class Rank:
 
     __slots__ = (
         "_experts",
-        "_groups",
-        "_joint",
-        "_own",
+        "_shared",
+        "_shared_groups",
+        "attention",
         "layout",
         "replica",
         "stage",
         "tensor_rank",
     )
 
+    #: How attention and its caches are split.
+    attention: Split
+
     def __init__(self, layout: Layout, stage: Stage, replica: int, tensor_rank: int) -> None:
         self.layout, self.stage = layout, stage
         self.replica, self.tensor_rank = replica, tensor_rank
-        rules = ENGINES[layout.engine]
-        ranks, multiple, self._groups = layout.tensor_parallel, rules.vocab_multiple, rules.joint
-        self._own = _split(ranks, tensor_rank, multiple)
-        self._joint = self._experts = self._own
+        placement = layout.placement
+        ranks, multiple = layout.tensor_parallel, placement.vocab_multiple
+        self._shared_groups = placement.shared_groups
+        self.attention = _split(ranks, tensor_rank, multiple)
+        self._shared = self._experts = self.attention
+        place = replica * ranks + tensor_rank
         if layout.data_parallel_attention:
-            joint = ranks * layout.data_parallel
-            self._joint = self._experts = _split(joint, replica * ranks + tensor_rank, multiple)
+            everything = _split(ranks * layout.data_parallel, place, multiple)
+            self._shared = self._experts = everything
         if layout.expert_parallel:
-            self._experts = Split(
-                ranks=layout.expert_ranks, rank=replica * ranks + tensor_rank, whole_experts=True
-            )
+            self._experts = Split(ranks=layout.expert_ranks, rank=place, whole_experts=True)
 
     def on(self, stage: Stage) -> Rank:
         """Return the rank in the same place of another stage."""
         other = object.__new__(Rank)
-        other.layout, other.stage = self.layout, stage
-        other.replica, other.tensor_rank = self.replica, self.tensor_rank
-        other._own, other._joint, other._experts = self._own, self._joint, self._experts
-        other._groups = self._groups
+        for name in Rank.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.stage = stage
         return other
 
     @property
@@ -423,41 +395,41 @@ class Rank:
             return ""
         return f" on rank {self.number} of {layout.devices} ({layout})"
 
-    @property
-    def attention(self) -> Split:
-        """How attention and its caches are split."""
-        return self._own
-
     def split(self, tensor: StoredTensor) -> Split:
         """Return how a weight is split."""
-        return self.part(tensor.path[0], routed=tensor.routed)
+        return self.part(tensor.group, routed=tensor.routed)
 
     def part(self, group: str, *, routed: bool) -> Split:
         """Return how the items of a group are split, or its routed experts."""
         if routed:
             return self._experts
-        return self._joint if group in self._groups else self._own
+        return self._shared if group in self._shared_groups else self.attention
 
-    def is_joint(self, group: str, *, routed: bool) -> bool:
+    def across_replicas(self, group: str, *, routed: bool) -> bool:
         """Whether the ranks of all replicas compute the items together, for all their requests."""
-        return self.part(group, routed=routed).ranks > self._own.ranks
+        return self.part(group, routed=routed).ranks > self.attention.ranks
 
-    def slots(self, cache: Cache, slots: Any, name: str) -> tuple[Any, str]:
-        """Return how many of a request's slots the rank holds, and what they are called."""
-        degree = self.layout.decode_context_parallel
-        if degree == 1 or isinstance(cache.span, Constant):
-            return slots, name
-        return self.dealt(slots), f"{name} / {degree}"
+    def slot_ranks(self, span: Span) -> int:
+        """Return over how many ranks the slots of a cache are sharded that holds such a span.
 
-    def dealt(self, slots: Any) -> Any:
-        """Return how many of the slots that ranks share out it holds."""
-        degree = self.layout.decode_context_parallel
-        return share(slots, degree, self.tensor_rank % degree)
+        >>> from llmcalc import Layout, load_model
+        >>> from llmcalc.spec import Constant, Full
+        >>> layout = Layout(tensor_parallel=8, decode_context_parallel=4)
+        >>> rank = layout.rank(6, load_model("DeepSeek-V3"))
+        >>> rank.slot_ranks(Full()), rank.slot_rank, rank.slot_ranks(Constant())
+        (4, 2, 1)
+        """
+        return 1 if isinstance(span, Constant) else self.layout.decode_context_parallel
 
-    def requests(self, batch: Any) -> Any:
+    @property
+    def slot_rank(self) -> int:
+        """The rank's place among those that shard the slots of a request."""
+        return self.tensor_rank % self.layout.decode_context_parallel
+
+    def requests(self, batch: N) -> N:
         """Return how many of `batch` requests the rank's replica serves."""
         degree = self.layout.data_parallel
-        return batch if degree == 1 else share(batch, degree, self.replica)
+        return batch if degree == 1 else portion(batch, degree, self.replica)
 
 
 #: More devices than any machine has; the limit keeps a slip from taking all memory.
@@ -489,16 +461,71 @@ def _cut(spec: ModelSpec, sizes: Iterable[int]) -> Iterator[Stage]:
         yield Stage(number, len(sizes), layers, numbers)
 
 
-def _check_groups(spec: ModelSpec, label: str, heads: int, degree: int) -> None:
-    """Refuse, as vLLM does, a degree that does not divide the queries of a KV head."""
-    for entry in spec.ledger.entries:
-        item = entry.item
-        if isinstance(item, Mix) and entry.path[1] == label and item.heads.name == "query_heads":
-            group = item.heads.size // heads
-            if group % degree:
-                rule = f"vLLM needs a divisor of the {group} query heads of each KV head"
-                raise InvalidValueError("decode_context_parallel", degree, rule)
+def _fewest_experts(spec: ModelSpec) -> int | None:
+    """Return how many routed experts a layer has, the fewest; `None` where no layer has any."""
+    found = []
+    for tensor in spec.ledger.tensors:
+        item = tensor.item
+        if isinstance(item, Linear) and item.routed and item.experts is not None:
+            found.append(item.experts.size)
+        elif isinstance(item, Table) and item.routed:
+            found.append(item.rows.size)
+    return min(found, default=None)
+
+
+def _refuse(field: str, value: object, rule: str | None) -> None:
+    """Raise the error of a rule, if one is broken."""
+    if rule is not None:
+        raise InvalidValueError(field, value, rule)
 
 
 #: Everything on one device.
 ONE_DEVICE: Final = Layout()
+
+
+def chosen(tensor_parallel: Int, layout: Layout | None) -> Layout:
+    """Return the layout that is asked for, as it is or as a degree of tensor parallelism.
+
+    Raises `llmcalc.LlmcalcError` where both are given, or the second is no layout.
+
+    >>> from llmcalc.layouts import Layout, chosen
+    >>> str(chosen(2, None)), str(chosen(1, Layout(data_parallel=2))), str(chosen(1, None))
+    ('tp2', 'dp2', 'one device')
+    """
+    degree = whole_number(tensor_parallel, "tensor_parallel", minimum=1)
+    if layout is None:
+        return ONE_DEVICE if degree == 1 else Layout(tensor_parallel=degree)
+    if not isinstance(layout, Layout):
+        raise InvalidValueError("layout", layout, "must be a Layout")
+    if degree != 1:
+        rule = "must not be given beside a layout, which has its own"
+        raise InvalidValueError("tensor_parallel", degree, rule)
+    return layout
+
+
+class _Placements(Mapping[str | None, Placement]):
+    """How engines place a model, by their names; `None` is a layout of no particular engine."""
+
+    def _known(self) -> dict[str | None, Placement]:
+        from llmcalc.engines import registry
+
+        known: dict[str | None, Placement] = {None: GENERIC}
+        known.update(registry.placed())
+        return known
+
+    def __getitem__(self, engine: str | None) -> Placement:
+        return self._known()[engine]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def __repr__(self) -> str:
+        return repr(self._known())
+
+
+#: How the engines place a model of which that is known; `None` is a layout of no particular one.
+#: A layout's `placement` has its own.
+ENGINES: Final[Mapping[str | None, Placement]] = _Placements()

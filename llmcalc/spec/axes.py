@@ -4,14 +4,14 @@
 * `Split`: the ranks that tensors are split over, seen from one of them.
 * `factors`: a dimension's share on one rank as the named factors of a term.
 * `rank_size`: how much of an axis one rank holds.
-* `share`: how much the rank holds of what is dealt out one by one.
+* `portion`: how many of what is spread over ranks one by one a rank holds.
 * `is_split`: whether tensor parallelism divides an axis at all.
 """
 
 from __future__ import annotations
 
 from math import prod
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import attrs
 
@@ -20,7 +20,12 @@ from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 
-__all__ = ["Axis", "Split", "check_ranks", "is_split", "rank_size", "share"]
+if TYPE_CHECKING:
+    from llmcalc.boundary import IntArray
+
+__all__ = ["Axis", "Split", "check_ranks", "is_split", "portion", "rank_size"]
+
+N = TypeVar("N", int, "IntArray")
 
 #: What tensor parallelism does with an axis, by its name; an axis that is not named here is
 #: whole on every rank. "even": every rank holds the same share, so the degree must divide the
@@ -145,7 +150,7 @@ def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
     if split is None or tensor_parallel == 1:
         return axis.size
     if split == "uneven":
-        return share(axis.size, tensor_parallel, rank)
+        return portion(axis.size, tensor_parallel, rank)
     each, rest = divmod(axis.size, tensor_parallel)
     if not rest:
         return each
@@ -158,11 +163,11 @@ def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
     raise InvalidValueError("tensor_parallel", tensor_parallel, rule)
 
 
-def share(size: int, ranks: int, rank: int) -> int:
+def portion(size: N, ranks: int, rank: int) -> N:
     """Return how many of `size` the rank holds: the first ranks take the remainder, one each.
 
-    >>> from llmcalc.spec.axes import share
-    >>> [share(10, 4, rank) for rank in range(4)]
+    >>> from llmcalc.spec.axes import portion
+    >>> [portion(10, 4, rank) for rank in range(4)]
     [3, 3, 2, 2]
     """
     return (size + ranks - 1 - rank) // ranks
@@ -171,7 +176,7 @@ def share(size: int, ranks: int, rank: int) -> int:
 def _held(axis: Axis, split: Split) -> int:
     """Return how many entries of `axis` the rank of a split holds."""
     if split.whole_experts:
-        return share(axis.size, split.ranks, split.rank) if axis.name == "experts" else axis.size
+        return portion(axis.size, split.ranks, split.rank) if axis.name == "experts" else axis.size
     if split.vocab_multiple > 1 and axis.name == "vocab":
         padded = -(-axis.size // split.vocab_multiple) * split.vocab_multiple
         if padded % split.ranks:
