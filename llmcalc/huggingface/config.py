@@ -112,7 +112,7 @@ class Config:
 
     def __init__(
         self,
-        values: Mapping[str, Any],
+        values: Mapping[str, object],
         *,
         model_type: str,
         nested: bool = False,
@@ -126,7 +126,7 @@ class Config:
         self.model_type = model_type
         self._values = values
         self._nested = nested
-        self._defaults: dict[str, Any] = known["fields"]
+        self._defaults: dict[str, object] = known["fields"]
         self._aliases: dict[str, str] = known["aliases"]
         if section is not None:
             self._defaults, self._aliases = self._defaults.get(section) or {}, {}
@@ -219,7 +219,7 @@ class Config:
         """Return a limit or a size, `None` where the field is null or zero."""
         return None if self.get(name) is None else self.count(name) or None
 
-    def overridden(self, values: Mapping[str, Any]) -> Config:
+    def overridden(self, values: Mapping[str, object]) -> Config:
         """Return the configuration with other values of some fields."""
         return Config({**self._values, **values}, model_type=self.model_type, nested=self._nested)
 
@@ -300,7 +300,7 @@ class Config:
             )
         return float(value)
 
-    def mapping(self, name: str) -> Mapping[str, Any] | None:
+    def mapping(self, name: str) -> Mapping[str, object] | None:
         """Return a nested mapping, or `None` where the field is null."""
         value = self.get(name)
         if value is not None and not isinstance(value, Mapping):

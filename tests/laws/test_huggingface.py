@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcalc import LlmcalcError, ModelSpec, huggingface, load_model, memory
+from llmcalc.huggingface import readers
+from llmcalc.huggingface.registry import READERS
 from llmcalc.spec import Window
 from tests.truth import rows
 
@@ -204,3 +208,38 @@ def test_a_file_in_other_words_gives_the_same_model(
     config = _default(model_type)
     other = {key: value for key, value in config.items() if key not in same} | fields
     assert memory.parameters(load_model(other)) == memory.parameters(load_model(config))
+
+
+#: What readers share, and which readers have parts that others build on.
+SHARED = {"mixture", "hyper_connections", "deepseek", "mamba", "qwen3_next"}
+
+
+def test_every_file_of_readers_is_one_that_the_registry_names_or_is_shared() -> None:
+    files = {path.stem for path in Path(readers.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == {reader.partition(".")[0] for reader in READERS.values()} | SHARED
+
+
+@pytest.mark.parametrize(
+    ("model_type", "imported"),
+    [
+        ("llama", {"llama"}),
+        ("gpt2", {"classic"}),
+        ("mixtral", {"mixtral", "mixture"}),
+        ("deepseek_v3", {"deepseek", "mixture"}),
+        ("mamba2", {"mamba"}),
+        ("zamba2", {"zamba", "mamba"}),
+        ("qwen3_next", {"qwen3_next", "mixture"}),
+    ],
+)
+def test_a_model_imports_the_reader_of_its_type_and_no_other(
+    model_type: str, imported: set[str]
+) -> None:
+    code = f"""
+import json, sys
+from llmcalc import load_model
+load_model(json.loads({json.dumps(DEFAULTS[model_type])!r}))
+prefix = "llmcalc.huggingface.readers."
+print(*(name.removeprefix(prefix) for name in sys.modules if name.startswith(prefix)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == imported

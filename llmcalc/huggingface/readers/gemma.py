@@ -231,8 +231,8 @@ def _gemma4_heads(config: Config, kinds: list[str]) -> list[tuple[int, int]]:
                     sizes["num_key_value_heads"] = several
     else:
         given = config.mapping("per_layer_config") or {}
-        for key, sizes in given.items():
-            by_layer[_layer_index(key, len(kinds))].update(_layer_sizes(sizes, usual))
+        for key, own in given.items():
+            by_layer[_layer_index(key, len(kinds))].update(_layer_sizes(own, usual))
     return [(sizes["head_dim"], sizes["num_key_value_heads"]) for sizes in by_layer]
 
 
