@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, TypeAlias
 import attrs
 
 from llmcalc.boundary import choice, flag, instance_of, one_of, size, whole_number
-from llmcalc.described import Described
+from llmcalc.described import Described, FrozenMapping
 from llmcalc.engines.placement import Placement
 from llmcalc.engines.pools import POOLS, PoolName, PoolRule
 from llmcalc.errors import InvalidValueError
@@ -139,12 +139,15 @@ class LogWords(Described):
         Whether its tokens are slots that each layer has, and not those of the blocks of a pool.
     `repeats_figures`
         Whether a figure that one process prints twice must be the same each time.
+    `words`
+        What it calls the terms of `llmcalc.engines.Used`, as far as it prints them.
     """
 
     states_weights: bool = attrs.field(default=False, validator=flag)
     counts_all_ranks: bool = attrs.field(default=False, validator=flag)
     counts_slots: bool = attrs.field(default=False, validator=flag)
     repeats_figures: bool = attrs.field(default=False, validator=flag)
+    words: Mapping[str, str] = attrs.field(factory=dict, converter=FrozenMapping)
 
 
 def _percent(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -26,7 +26,15 @@ ENGINES: Final = (
         index_format="fp8-group128",
         state_format="model",
         calibration=_TITLE,
-        log=LogWords(states_weights=True, repeats_figures=True),
+        log=LogWords(
+            states_weights=True,
+            repeats_figures=True,
+            words={
+                "activation_bytes": "torch peak memory increase",
+                "non_torch_bytes": "non-torch forward increase memory",
+                "graph_bytes": "Estimated CUDA graph memory",
+            },
+        ),
         sources={
             "placement": (
                 "vllm-project/vllm: distributed/utils.py (get_pp_indices), "

@@ -25,6 +25,8 @@ from llmcalc import formats, hardware, memory
 from llmcalc.boundary import whole_number
 from llmcalc.breakdown import Breakdown, Factor, Term
 from llmcalc.described import Described
+from llmcalc.engines.pools import Used
+from llmcalc.engines.registry import DEFAULT
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
@@ -55,7 +57,7 @@ def loaded_weights(
     *,
     weights: str | Format | Scheme,
     dtype: str | Format = "bf16",
-    engine: str | Profile = "vllm-0.19",
+    engine: str | Profile = DEFAULT,
     tensor_parallel: int = 1,
     layout: Layout | None = None,
     rank: int | None = None,
@@ -129,9 +131,9 @@ def _loaded(
     for term in stored.terms:
         yield Term(("weights", *term.path), term.factors)
     yield from _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
-    if known.pool_rule in {"total", "static"}:  # the others compute positions when needed
+    if known.pool.holds_rotary_tables:
         yield from _rotary_tables(spec, element)
-    if known.pool_rule != "total":
+    if not known.pool.loads_as_allocated:
         return
     yield from _absorbed_copies(stored, spec, element)
     kernels = list(_kernels(stored, known))
@@ -298,7 +300,7 @@ def _rounded_up(stored: Breakdown[Bytes], kernels: list[_Kernel]) -> Iterator[Te
 def activation_peak(
     spec: ModelSpec,
     *,
-    engine: str | Profile = "vllm-0.19",
+    engine: str | Profile = DEFAULT,
     weights: str | Format | Scheme = "bf16",
     batched_tokens: int | None = None,
     sequences: int | None = None,
@@ -347,7 +349,11 @@ def activation_peak(
     size = (element, "bytes")
     counted = {
         "tokens": tokens,
-        "expanded": _expanded_tokens(rows, context, whole_number(block, "block_tokens", minimum=1)),
+        "expanded": rule.expanded_tokens(
+            rows,
+            None if context is None else whole_number(context, "context"),
+            whole_number(block, "block_tokens", minimum=1),
+        ),
     }
     widest: list[tuple[str, _Part]] = []
     most = 0
@@ -405,20 +411,6 @@ def activation_peak(
 def _is_last(layout: Layout, rank: int | None) -> bool:
     """Whether a rank is of the last stage, which samples; without a rank that is the one meant."""
     return rank is None or layout.place(rank)[1] == layout.pipeline_parallel - 1
-
-
-def _expanded_tokens(sequences: int, context: int | None, block: int) -> int:
-    """Return how many cached tokens latent attention expands at once in the profiling step.
-
-    Source: vLLM, ``MLACommonMetadataBuilder.determine_chunked_prefill_workspace_size``.
-    """
-    most = _MOST_EXPANDED
-    if context is not None:
-        most = max(8 * whole_number(context, "context"), 4 * sequences * block)
-    return max(min(most, _MOST_EXPANDED), sequences * block)
-
-
-_MOST_EXPANDED: Final = 64 * 1024
 
 
 class _Part(NamedTuple):
@@ -538,21 +530,18 @@ class Budget(Described):
     @property
     def requested_bytes(self) -> int:
         """What the engine may use: of the visible memory its share."""
-        if self.engine.pool_rule == "free":
-            return self.visible_bytes
-        return int(self.visible_bytes * self.share)
+        return self.engine.pool.requested_bytes(self.visible_bytes, self.share)
+
+    @property
+    def _used(self) -> Used:
+        return Used(
+            self.weight_bytes, self.activation_bytes, self.non_torch_bytes, self.graph_bytes
+        )
 
     @property
     def pool_bytes(self) -> int:
         """The cache pool; negative where the rest does not fit."""
-        rule = self.engine.pool_rule
-        if rule == "static":
-            return self.requested_bytes - self.weight_bytes - self.non_torch_bytes
-        used = self.weight_bytes + self.activation_bytes + self.non_torch_bytes
-        if rule == "free":
-            left = self.visible_bytes - used - self.graph_bytes
-            return int(left * self.share) if left > 0 else left
-        return self.requested_bytes - used - self.graph_bytes
+        return self.engine.pool.pool_bytes(self.visible_bytes, self.share, self._used)
 
     @property
     def blocks(self) -> int | None:
@@ -599,19 +588,7 @@ class Budget(Described):
     def explain(self) -> str:
         """Return the working: memory, each term, the pool and what it holds."""
         visible = format_quantity(self.visible_bytes, Bytes)
-        rows = [
-            (f"visible x {self.share:g}", format_quantity(self.requested_bytes, Bytes)),
-            ("weights", format_quantity(-self.weight_bytes, Bytes)),
-            ("activation peak", format_quantity(-self.activation_bytes, Bytes)),
-            ("non-torch", format_quantity(-self.non_torch_bytes, Bytes)),
-            ("graphs", format_quantity(-self.graph_bytes, Bytes)),
-            ("cache pool", format_quantity(self.pool_bytes, Bytes)),
-        ]
-        if self.engine.pool_rule == "static":
-            del rows[4], rows[2]
-        elif self.engine.pool_rule == "free":
-            rows[0] = ("visible", visible)
-            rows.insert(5, ("of what is left", f"x {self.share:g}"))
+        rows = self.engine.pool.working(self.visible_bytes, self.share, self._used)
         width = max(len(name) for name, _ in rows)
         lines = [f"Budget of {self.engine.name} on {visible}"]
         lines += [f"  {name:<{width}}  {text}" for name, text in rows]
@@ -631,7 +608,7 @@ def budget(
     kv: str | Format,
     device: str | DeviceSpec | None = None,
     visible_bytes: int | None = None,
-    engine: str | Profile = "vllm-0.19",
+    engine: str | Profile = DEFAULT,
     share: float | None = None,
     dtype: str | Format = "bf16",
     state: StateFormat = "fp32",
@@ -707,7 +684,7 @@ def budget(
     requests: dict[int | None, Allocation] = {}  # by the rank that they are on
 
     def activation_on(rank: int | None) -> Breakdown[Bytes]:
-        if activation_bytes is not None or known.pool_rule != "total":
+        if activation_bytes is not None or "activation_bytes" not in known.pool.asked:
             given = 0 if activation_bytes is None else activation_bytes
             return _given("Activation peak", given, "activation_bytes")
         last = _is_last(place, rank)
@@ -733,7 +710,7 @@ def budget(
             kv=kv,
             state=state,
             index=index,
-            policy="contiguous" if known.pool_rule == "cells" else "paged",
+            policy=known.pool.policy,
             engine=known,
             block_tokens=block_tokens,
             state_blocks=state_blocks,
@@ -773,7 +750,7 @@ def budget(
         return budget_on(rank, loaded[0], rank)
     ranks = _first_ranks(place)
     alike = tuple(range(len(ranks)))
-    if known.pool_rule != "cells":
+    if known.pool.policy == "paged":
         # Requests take as much on stages whose layers are alike.
         alike = held_caches(spec, memory.cache_formats(kv, state, index), place, None).alike
     stages = [budget_on(ranks[n], loaded[n], ranks[first]) for n, first in enumerate(alike)]
@@ -795,39 +772,26 @@ def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
 
 def _non_torch(known: Profile, layout: Layout) -> int | None:
     """Return what was measured outside the framework; `None` where that is not known."""
-    if known.pool_rule != "total":
+    if "non_torch_bytes" not in known.pool.asked:
         return 0
-    degree = layout.tensor_parallel
-    if degree == 1 and layout.pipeline_parallel > 1 and known.pipeline_non_torch_bytes is not None:
-        return known.pipeline_non_torch_bytes
-    table = known.non_torch_bytes or {}
-    nearest = max([number for number in table if number <= degree], default=None)
-    if nearest is None or (nearest == 1 < degree):
-        return None
-    return table[nearest]
-
-
-#: What a profile may not know: the argument that gives it, and what vLLM's start-up log calls it.
-_MEASURED: Final = {
-    "activation_bytes": "torch peak memory increase",
-    "non_torch_bytes": "non-torch forward increase memory",
-    "graph_bytes": "Estimated CUDA graph memory",
-}
+    return known.non_torch_on(layout.tensor_parallel, layout.pipeline_parallel)
 
 
 def _check_known(known: Profile, layout: Layout, given: Mapping[str, int | None]) -> None:
     """Refuse a budget with terms that are neither given nor known, and say how to give them all."""
     unknown = {
-        "activation_bytes": known.pool_rule == "total" and known.activation is None,
+        "activation_bytes": "activation_bytes" in known.pool.asked and known.activation is None,
         "non_torch_bytes": _non_torch(known, layout) is None,
         "graph_bytes": known.graphs_subtracted,
     }
     missing = [name for name, value in given.items() if value is None and unknown[name]]
     if missing:
         ranks = f" for {layout.tensor_parallel} ranks" * (layout.tensor_parallel > 1)
-        words = ", ".join(f"{name} ({_MEASURED[name]})" for name in missing)
-        rule = (
-            f"was not measured{ranks}: give {words}; the words in brackets are those of the "
-            "engine's start-up log"
+        printed = known.log.words
+        words = ", ".join(
+            f"{name} ({printed[name]})" if name in printed else name for name in missing
         )
+        rule = f"was not measured{ranks}: give {words}"
+        if printed:
+            rule += "; the words in brackets are those of the engine's start-up log"
         raise InvalidValueError("engine", known.name, rule)

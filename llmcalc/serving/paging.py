@@ -31,6 +31,7 @@ Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_util
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
@@ -40,10 +41,13 @@ from llmcalc import memory
 from llmcalc.boundary import choice, whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
+from llmcalc.engines.pools import Cells
+from llmcalc.engines.registry import DEFAULT
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats import Format
 from llmcalc.layouts import Layout, Rank
 from llmcalc.serving.engines import Profile, profile
+from llmcalc.spec.axes import portion
 from llmcalc.spec.items import Cache
 from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
@@ -60,7 +64,7 @@ Policy: TypeAlias = Literal["ideal", "contiguous", "paged"]
 POLICIES: Final = ("ideal", "contiguous", "paged")
 
 #: How a kind of layer holds tokens: all, a window of them, a chunk, one slot for several, a state.
-_Sort: TypeAlias = Literal["full", "window", "chunk", "compressed", "state"]
+CacheSort: TypeAlias = Literal["full", "window", "chunk", "compressed", "state"]
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -69,7 +73,8 @@ class CacheGroup(Described):
 
     Each group has a block for every `block_tokens` tokens (`None`: one a request), of
     `page_bytes` a layer. `layers` of the kind's layers are real; the groups have room for
-    ``count x layers_per_group``.
+    ``count x layers_per_group``. `sort` is how the layers hold tokens: ``"full"``, ``"window"``,
+    ``"chunk"``, ``"compressed"`` or ``"state"``.
     """
 
     label: str
@@ -79,6 +84,7 @@ class CacheGroup(Described):
     block_tokens: int | None
     page_bytes: int
     blocks: int
+    sort: CacheSort
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -171,7 +177,7 @@ class _Kind(Described):
     """
 
     label: str
-    sort: _Sort
+    sort: CacheSort
     size: int
     slot_bytes: int
     layers: int
@@ -179,7 +185,7 @@ class _Kind(Described):
     latent: bool = False
 
     @property
-    def alike(self) -> tuple[_Sort, int]:
+    def alike(self) -> tuple[CacheSort, int]:
         """What decides whether layers can share a block table."""
         return self.sort, self.size
 
@@ -190,7 +196,7 @@ def allocate(
     context: int,
     kv: str | Format,
     policy: Policy = "paged",
-    engine: str | Profile = "vllm-0.19",
+    engine: str | Profile = DEFAULT,
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
@@ -248,7 +254,7 @@ def allocate(
     ideal = held.needed(tokens, number)
     leaves = _ideal(ideal)
     if policy == "contiguous":
-        cells = _cells(block, step) if known.pool_rule == "cells" else None
+        cells = _cells(known.pool, block, step) if isinstance(known.pool, Cells) else None
         leaves += [
             Term(("reserved", *whole.path), ((whole.value - part.value, "bytes"),))
             for whole, part in zip(
@@ -263,7 +269,7 @@ def policies(
     *,
     context: int,
     kv: str | Format,
-    engine: str | Profile = "vllm-0.19",
+    engine: str | Profile = DEFAULT,
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
@@ -349,7 +355,7 @@ class Held:
         shards = layout.decode_context_parallel
         plan = _Plan(
             context=context,
-            share=rank.dealt,
+            share=partial(portion, ranks=shards, rank=rank.slot_rank),
             ranks=shards,
             block_tokens=block_tokens,
             held_tokens=batched_tokens * flights,
@@ -389,8 +395,8 @@ class Held:
         return totals.index(max(totals))
 
 
-def _cells(block: int, step: int) -> memory.HeldSlots:
-    """Return the cells that llama.cpp reserves: whole blocks, and of a window a step's beside it.
+def _cells(rule: Cells, block: int, step: int) -> memory.HeldSlots:
+    """Return the cells that are reserved: whole blocks, and of a window a step's beside it.
 
     Source: llama.cpp, ``src/llama-context.cpp`` (``n_ctx``) and ``src/llama-kv-cache-iswa.cpp``.
     """
@@ -398,10 +404,9 @@ def _cells(block: int, step: int) -> memory.HeldSlots:
     def held(cache: Cache, context: Any) -> Iterator[memory.Held]:
         span = cache.span
         slots = span.slots(context)
-        if isinstance(span, Window | Chunk):
-            slots = -(-min(context, span.size + step) // block) * block
-        elif _sort(span)[0] == "full":
-            slots = -(-context // block) * block
+        window = span.size if isinstance(span, Window | Chunk) else None
+        if window is not None or _sort(span)[0] == "full":
+            slots = rule.cells(context, block_tokens=block, step_tokens=step, window=window)
         yield cache.shape, (slots, "cells")
 
     return held
@@ -428,7 +433,7 @@ def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[
 
     It may have no layers of a kind that other stages of a pipeline have.
     """
-    found: dict[tuple[str, str, str, _Sort, int], tuple[int, int, int]] = {}
+    found: dict[tuple[str, str, str, CacheSort, int], tuple[int, int, int]] = {}
     latents = {
         (*entry.name[:2], *_sort(cache.span))
         for entry, cache in spec.ledger.caches
@@ -443,7 +448,7 @@ def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[
         key = (*entry.path, purpose, sort, size)
         bytes_so_far = found[key][0] if key in found else 0
         found[key] = bytes_so_far + one, layers, everywhere
-    merged: dict[tuple[_Sort, int, int], _Kind] = {}
+    merged: dict[tuple[CacheSort, int, int], _Kind] = {}
     for (group, part, _, sort, size), (slot_bytes, layers, everywhere) in found.items():
         alike = merged.get((sort, size, slot_bytes))
         merged[sort, size, slot_bytes] = _Kind(
@@ -458,7 +463,7 @@ def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[
     return [kind for kind in merged.values() if kind.slot_bytes and kind.all_layers]
 
 
-def _sort(span: Span) -> tuple[_Sort, int]:
+def _sort(span: Span) -> tuple[CacheSort, int]:
     """Return how a span's slots are held, and its window, chunk or ratio."""
     match span:
         case Window():
@@ -473,7 +478,7 @@ def _sort(span: Span) -> tuple[_Sort, int]:
             return "full", 0
 
 
-def _name(sort: _Sort, size: int) -> str:
+def _name(sort: CacheSort, size: int) -> str:
     return sort if sort in {"full", "state"} else f"{sort} {size}"
 
 
@@ -608,6 +613,7 @@ class _Plan(Described):
                 block_tokens=None if kind.sort == "state" else tokens,
                 page_bytes=self._page(kind, tokens),
                 blocks=blocks,
+                sort=kind.sort,
             )
             for number, kind in enumerate(kinds)
         )
@@ -639,6 +645,7 @@ class _Plan(Described):
                     block_tokens=None if kind.sort == "state" else tokens,
                     page_bytes=page,
                     blocks=needed,
+                    sort=kind.sort,
                 )
             )
 
