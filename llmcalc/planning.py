@@ -36,8 +36,8 @@ from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int
+    from llmcalc.engines.engine import Engine
     from llmcalc.formats import Format, Scheme
-    from llmcalc.layouts import EngineName
     from llmcalc.memory import StateFormat
     from llmcalc.spec.model import ModelSpec
 
@@ -63,13 +63,14 @@ Order: TypeAlias = Literal["devices", "memory", "batch"]
 
 
 def possible_layouts(
-    spec: ModelSpec, devices: Int, *, engine: EngineName | None = None
+    spec: ModelSpec, devices: Int, *, engine: str | Engine | None = None
 ) -> tuple[Layout, ...]:
     """Return every layout of a model on so many devices that is not refused.
 
     Degrees of tensor, pipeline and data parallelism multiply to `devices`; with each, experts
-    dealt out or split, attention data-parallel or not, and slots dealt out or not. The order is
-    that of the degrees, tensor parallelism largest first.
+    dealt out or split, attention data-parallel or not, and slots dealt out or not. An `engine`
+    (`llmcalc.engines`) adds its own rules. The order is that of the degrees, tensor parallelism
+    largest first.
 
     >>> from llmcalc import load_model, planning
     >>> [str(layout) for layout in planning.possible_layouts(load_model("Llama-3.1-8B"), 2)]
@@ -85,7 +86,7 @@ class _Ledgers:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
         self.routed = any(tensor.routed for tensor in spec.ledger.tensors)
-        self._stages: dict[tuple[int, EngineName | None], tuple[Stage, ...] | None] = {}
+        self._stages: dict[tuple[int, str | Engine | None], tuple[Stage, ...] | None] = {}
         self._weights: dict[Any, memory.Weights | None] = {}
         self._totals: dict[Any, list[int]] = {}
         self._requests: dict[Any, list[int]] = {}
@@ -93,7 +94,7 @@ class _Ledgers:
         self.refusal: str | None = None
 
     def layouts(
-        self, devices: int, engine: EngineName | None
+        self, devices: int, engine: str | Engine | None
     ) -> Iterator[tuple[Layout, tuple[Stage, ...]]]:
         """Give every layout that is not refused, with its stages."""
         for tensor in _divisors(devices):
@@ -104,7 +105,7 @@ class _Ledgers:
                         yield layout, cut
 
     def _options(
-        self, tensor: int, stages: int, devices: int, engine: EngineName | None
+        self, tensor: int, stages: int, devices: int, engine: str | Engine | None
     ) -> Iterator[Layout]:
         replicas = devices // tensor // stages
         joint = (False, True) if replicas > 1 else (False,)
@@ -145,7 +146,7 @@ class _Ledgers:
                 self._allowed[key] = True
         return self._allowed[key]
 
-    def stages(self, number: int, engine: EngineName | None) -> tuple[Stage, ...] | None:
+    def stages(self, number: int, engine: str | Engine | None) -> tuple[Stage, ...] | None:
         """Return the stages of a pipeline, `None` where there are more than layers."""
         key = number, engine
         if key not in self._stages:
@@ -419,7 +420,7 @@ def plan(
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
-    engine: EngineName | None = None,
+    engine: str | Engine | None = None,
     order: Order = "devices",
 ) -> Plan:
     """Return all (device, layout, formats) that hold `batch` requests of `context` tokens, ranked.
@@ -538,7 +539,7 @@ class _Search:
         self,
         counts: Iterable[Int],
         layouts: Iterable[Layout] | None,
-        engine: EngineName | None,
+        engine: str | Engine | None,
     ) -> Iterator[tuple[Layout, tuple[Stage, ...]]]:
         """Give the layouts to try, with their stages."""
         if layouts is None:
@@ -654,7 +655,7 @@ def fewest_devices(
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
-    engine: EngineName | None = None,
+    engine: str | Engine | None = None,
     max_devices: Int = 64,
 ) -> Placement | DoesNotFit:
     """Return the fewest devices that hold the workload, in the layout that leaves most.
@@ -700,7 +701,7 @@ def smallest_tensor_parallel(
     index: str | Format | None = None,
     share: float = 1.0,
     reserved_bytes: Int = 0,
-    engine: EngineName | None = None,
+    engine: str | Engine | None = None,
     max_devices: Int = 64,
 ) -> Placement | DoesNotFit:
     """Return the smallest degree of tensor parallelism that holds the workload.

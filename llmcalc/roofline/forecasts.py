@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmcalc.boundary import Int
+    from llmcalc.engines.engine import Engine
     from llmcalc.formats import Format, Scheme
 
 __all__ = ["Forecast", "Run", "forecast", "run"]
@@ -286,7 +287,7 @@ def forecast(
     spec: ModelSpec,
     device: str | DeviceSpec,
     *,
-    engine: str | None = None,
+    engine: str | Engine | None = None,
     efficiency: Efficiency | Calibration | None = None,
     at_least: Fallback = "device",
     prompt: Int,
@@ -299,8 +300,8 @@ def forecast(
 ) -> Forecast:
     """Return how long a generation takes, not at least but most likely.
 
-    Name an `engine` whose calibration on this device is taken, with its conventions (how it reads
-    prompts, whether attention is fused, in which number format it multiplies; `options` override
+    Name an `engine` (`llmcalc.engines`) whose calibration on this device is taken, with its
+    conventions (how it reads prompts, whether attention is fused, in which number format it multiplies; `options` override
     them); or give an `efficiency` of your own, which `llmcalc.roofline.fit` makes from a few
     measurements. Where the engine is not calibrated on the device, this is an error that names
     what is known, unless `at_least` allows a coarser calibration (`llmcalc.roofline.efficiencies`
