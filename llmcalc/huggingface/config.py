@@ -126,10 +126,11 @@ class Config:
         self.model_type = model_type
         self._values = values
         self._nested = nested
-        self._defaults: dict[str, object] = known["fields"]
-        self._aliases: dict[str, str] = known["aliases"]
+        fields, aliases = known["fields"], known["aliases"]
         if section is not None:
-            self._defaults, self._aliases = self._defaults.get(section) or {}, {}
+            fields, aliases = fields.get(section) or {}, {}
+        self._defaults: dict[str, object] = fields
+        self._aliases: dict[str, str] = aliases
         self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
