@@ -301,13 +301,13 @@ def forecast(
     """Return how long a generation takes, not at least but most likely.
 
     Name an `engine` (`llmcalc.engines`) whose calibration on this device is taken, with its
-    conventions (how it reads prompts, whether attention is fused, in which number format it multiplies; `options` override
-    them); or give an `efficiency` of your own, which `llmcalc.roofline.fit` makes from a few
-    measurements. Where the engine is not calibrated on the device, this is an error that names
-    what is known, unless `at_least` allows a coarser calibration (`llmcalc.roofline.efficiencies`
-    has the order); the forecast's `calibration.level` says which one was taken. `options` are
-    those of `run`. How well such forecasts do is on the page
-    [Forecasts](../reference/forecasts.md).
+    conventions (how it reads prompts, whether attention is fused, in which number format it
+    multiplies; `options` override them); or give an `efficiency` of your own, which
+    `llmcalc.roofline.fit` makes from a few measurements. Where the engine is not calibrated on the
+    device, this is an error that names what is known, unless `at_least` allows a coarser
+    calibration (`llmcalc.roofline.efficiencies` has the order); the forecast's `calibration.level`
+    says which one was taken. `options` are those of `run`. How well such forecasts do is on the
+    page [Forecasts](../reference/forecasts.md).
 
     >>> from llmcalc import load_model, roofline
     >>> answer = roofline.forecast(
