@@ -126,6 +126,10 @@ class Conventions(Described):
         return found
 
 
+def _frozen(words: Mapping[str, str]) -> FrozenMapping[str]:
+    return FrozenMapping(words)
+
+
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class LogWords(Described):
     """What the figures of an engine's start-up log mean, where engines differ.
@@ -137,8 +141,6 @@ class LogWords(Described):
         data-parallel attention has its replicas.
     `counts_slots`
         Whether its tokens are slots that each layer has, and not those of the blocks of a pool.
-    `repeats_figures`
-        Whether a figure that one process prints twice must be the same each time.
     `words`
         What it calls the terms of `llmcalc.engines.Used`, as far as it prints them.
     """
@@ -146,8 +148,7 @@ class LogWords(Described):
     states_weights: bool = attrs.field(default=False, validator=flag)
     counts_all_ranks: bool = attrs.field(default=False, validator=flag)
     counts_slots: bool = attrs.field(default=False, validator=flag)
-    repeats_figures: bool = attrs.field(default=False, validator=flag)
-    words: Mapping[str, str] = attrs.field(factory=dict, converter=FrozenMapping)
+    words: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
 
 
 def _percent(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:

@@ -28,7 +28,6 @@ ENGINES: Final = (
         calibration=_TITLE,
         log=LogWords(
             states_weights=True,
-            repeats_figures=True,
             words={
                 "activation_bytes": "torch peak memory increase",
                 "non_torch_bytes": "non-torch forward increase memory",
