@@ -8,6 +8,7 @@
 * `choice`: one of a few strings.
 * `several`: one thing or an iterable of them.
 * `is_array`: whether something is an array with a dimension.
+* `is_wide`: whether int64 could overflow: the one place that decides it.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `at_most`: a product, or what limits it.
 * `size`, `size_or_zero`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of
@@ -48,6 +49,7 @@ __all__ = [
     "flag_argument",
     "instance_of",
     "is_array",
+    "is_wide",
     "larger",
     "one_of",
     "positive_number",
@@ -243,6 +245,16 @@ def is_array(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.ndarray) and value.ndim > 0
 
 
+def is_wide(*bounds: int) -> bool:
+    """Whether numbers of such bounds are computed as Python integers, for int64 could overflow.
+
+    >>> from llmcalc.boundary import is_wide
+    >>> is_wide(10**18), is_wide(1, 2**62)
+    (False, True)
+    """
+    return max(bounds) >= INT64_SAFE
+
+
 def smaller(a: Any, b: Any) -> Any:
     """Return the smaller of two integers, or of integers and arrays element by element."""
     if is_array(a) or is_array(b):
@@ -325,8 +337,8 @@ def _evaluate_arrays(
     arrays = _broadcast(workload)
     # A bound of at least 1 keeps one empty factor from hiding how large the others are.
     bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
-    safe = max(total(bounding(**bounds)), *bounds.values()) < INT64_SAFE
-    dtype = np.int64 if safe else np.object_
+    wide = is_wide(total(bounding(**bounds)), *bounds.values())
+    dtype = np.object_ if wide else np.int64
     return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
 
 
@@ -343,7 +355,7 @@ def elementwise(function: Callable[..., N], /, **workload: object) -> N | IntArr
     arrays = _broadcast(workload)
     points = zip(*(array.astype(np.object_).ravel() for array in arrays.values()), strict=True)
     results = [function(**dict(zip(arrays, point, strict=True))) for point in points]
-    small = all(result is not None and -INT64_SAFE < result < INT64_SAFE for result in results)
+    small = all(result is not None and not is_wide(abs(result)) for result in results)
     shape = next(iter(arrays.values())).shape
     answer: IntArray = np.empty(shape, dtype=np.int64 if small else np.object_)
     answer.ravel()[:] = results

@@ -37,8 +37,8 @@ from llmcalc.units import Bytes
 if TYPE_CHECKING:
     from llmcalc.boundary import Int
     from llmcalc.engines.engine import Engine
+    from llmcalc.folds.storage import StateFormat
     from llmcalc.formats import Format, Scheme
-    from llmcalc.memory import StateFormat
     from llmcalc.spec.model import ModelSpec
 
 __all__ = [

@@ -63,6 +63,8 @@ class Format(Described):
     `number_format` is the one that engines multiply the values in where a device has a peak for
     it (`llmcalc.hardware.NUMBER_FORMATS`); `None` where the values are first brought to the format
     of the activations, as packed integers with scales for groups are.
+    `expert_kernels` names the kernels that engines run experts in the format with, where these
+    have layouts and buffers of their own.
 
     >>> from llmcalc import formats
     >>> formats.get("int4").bytes(rows=2, columns=5)
@@ -80,7 +82,8 @@ class Format(Described):
     extras: tuple[Extra, ...] = ()
     flat: bool = False
     pad: tuple[int, int] = (1, 1)
-    number_format: str | None = attrs.field(default=None, eq=False)
+    number_format: str | None = None
+    expert_kernels: str | None = None
     #: Whether nothing is stored but the blocks.
     is_plain: bool = attrs.field(init=False, eq=False, repr=False)
 
@@ -349,6 +352,7 @@ def _make(name: str) -> Format | None:
             block_bytes=count,
             block_parts=parts,
             number_format=_NUMBERS[name],
+            expert_kernels="mxfp4" if name == "mxfp4" else None,
         )
     if name in _SCALED:
         elements, parts, beside = _SCALED[name]

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.formats.blocks import Extra, Format, get, packed_integers
-from llmcalc.formats.coverage import EXPERTS, HEAD, Coverage, Rule, Scheme, Uniform, layer_numbers
+from llmcalc.formats.coverage import EXPERTS, HEAD, Coverage, Rule, Scheme, Uniform
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.model import ModelSpec
 
@@ -65,7 +65,9 @@ def from_config(config: Mapping[str, Any], spec: ModelSpec, *, wide: str | None 
     usual = "fp16" if method in {"gptq", "awq", "bitsandbytes"} else "bf16"
     rest = get(wide or usual, "torch_dtype")
     rules, ignore = read(config, rest)
-    return Coverage(name=method, wide=rest, rules=rules, ignore=ignore, layers=layer_numbers(spec))
+    return Coverage(
+        name=method, wide=rest, rules=rules, ignore=ignore, layers=spec.ledger.layer_numbers
+    )
 
 
 _Read = tuple[tuple[Rule, ...], tuple[str, ...]]

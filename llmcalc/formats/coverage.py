@@ -4,26 +4,23 @@
 * `Uniform`: every tensor has the same.
 * `Coverage`: the matrices that rules cover are in their formats, everything else is wide.
 * `Rule`: a format and the modules that have it.
-* `layer_numbers`: the numbers of a model's layers by their label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import attrs
 
 from llmcalc.boundary import instance_of
-from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats.blocks import Format
-from llmcalc.formats.modules import Patterns, is_matrix, module_names
+from llmcalc.formats.modules import ROUTERS, Patterns, module_names
 from llmcalc.spec.ledger import StoredTensor
-from llmcalc.spec.model import ModelSpec
 
-__all__ = ["Coverage", "Rule", "Scheme", "Uniform", "layer_numbers"]
+__all__ = ["Coverage", "Rule", "Scheme", "Uniform"]
 
 #: What is usually left wide: the head. Embeddings, norms, routers and vectors always are, and so
 #: are the weights of an indexer's heads, as in the files of DeepSeek-V3.2-Exp and GLM-5-FP8.
@@ -36,7 +33,8 @@ EXPERTS: Final = ("mlp.experts", "block_sparse_moe.experts")
 class Scheme(Described):
     """Which format each stored tensor of a model has: what `scheme` returns.
 
-    `name` is what messages call it. `formats_of` is what subclasses say.
+    `name` is what messages call it. `formats_of` is what subclasses say, of a tensor's facts alone:
+    a scheme has no memory. What it says of a model is kept with the model.
     """
 
     __slots__ = ()
@@ -58,30 +56,6 @@ class Scheme(Described):
         """
         raise NotImplementedError
 
-    def stored(
-        self,
-        tensor: StoredTensor,
-        rows: tuple[Factor, ...],
-        columns: tuple[Factor, ...],
-        layers: Collection[int] | None = None,
-    ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
-        """Give what is stored of a tensor in `layers`: a path, and factors in bytes.
-
-        `rows` and `columns` are the factors of its shape, or of a rank's share of it.
-        """
-        kinds = self.formats_of(tensor, layers)
-        # A part of the layers is called what it is called among all of them.
-        single = len(kinds) == 1 and (layers is None or len(self.formats_of(tensor)) == 1)
-        *group, name = tensor.path
-        for format, number in kinds:
-            times = ((number, "layers"), *tensor.times[1:]) if tensor.times else ()
-            title = name if single else f"{name} {format.name}"
-            if format.is_plain:
-                yield (*group, title), rows + format.row_factors(columns) + times
-                continue
-            for suffix, factors in format.terms(rows, columns, matrices=tensor.stacked):
-                yield (*group, title + suffix), factors + times
-
     def format_of(self, tensor: StoredTensor, layer: int | None = None) -> Format:
         """Return the format of the tensor in one layer, by default in the first that has it."""
         return self.formats_of(tensor, None if layer is None else (layer,))[0][0]
@@ -92,22 +66,6 @@ class Uniform(Scheme):
     """Every tensor in one format."""
 
     format: Format
-
-    def stored(
-        self,
-        tensor: StoredTensor,
-        rows: tuple[Factor, ...],
-        columns: tuple[Factor, ...],
-        layers: Collection[int] | None = None,
-    ) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...]]]:
-        """Give what is stored of a tensor in `layers`: a path, and factors in bytes."""
-        if not self.format.is_plain:
-            yield from super().stored(tensor, rows, columns, layers)
-            return
-        times = tensor.times
-        if layers is not None and times:
-            times = ((len(layers), "layers"), *times[1:])
-        yield tensor.path, rows + self.format.row_factors(columns) + times
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the format's own
@@ -172,13 +130,6 @@ class Coverage(Scheme):
     layers: Mapping[str, tuple[int, ...]] | None = attrs.field(default=None, eq=False, repr=False)
     _ignored: Patterns = attrs.field(init=False, eq=False, repr=False)
     _targets: tuple[Patterns | None, ...] = attrs.field(init=False, eq=False, repr=False)
-    _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
-        init=False, eq=False, repr=False, factory=dict
-    )
-    #: The format of a tensor in each layer, as far as it was asked for.
-    _layered: dict[tuple[str, ...], dict[int, Format]] = attrs.field(
-        init=False, eq=False, repr=False, factory=dict
-    )
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "_ignored", Patterns(self.ignore, "ignore"))
@@ -192,36 +143,22 @@ class Coverage(Scheme):
         self, tensor: StoredTensor, layers: Collection[int] | None = None
     ) -> tuple[tuple[Format, int], ...]:
         """Return the formats that the tensor has in the layers, and in how many of them each."""
-        if layers is None:
-            found = self._known.get(tensor.path)
-            if found is None:
-                found = self._known[tensor.path] = self._find(tensor, None)
-            return found
-        return self._find(tensor, layers)
-
-    def _find(
-        self, tensor: StoredTensor, layers: Collection[int] | None
-    ) -> tuple[tuple[Format, int], ...]:
         number = 1
         if tensor.times:
             number = tensor.times[0][0] if layers is None else len(layers)
-        if not is_matrix(tensor) or _stays_wide(tensor):
+        if not tensor.is_matrix or _stays_wide(tensor):
             return ((self.wide, number),)
         if not tensor.times:
             return ((self._choose(module_names(tensor, None)), number),)
         if not self._by_layer:
             return ((self._choose(module_names(tensor, 0)), number),)
         if layers is None:
-            layers = () if self.layers is None else self.layers.get(tensor.path[1], ())
+            layers = () if self.layers is None else self.layers.get(tensor.label, ())
             if len(layers) != number:
                 raise InvalidValueError(
                     "layers", self.layers, "must give the numbers of the layers of each label"
                 )
-        chosen = self._layered.setdefault(tensor.path, {})
-        for layer in layers:
-            if layer not in chosen:
-                chosen[layer] = self._choose(module_names(tensor, layer))
-        return counted(chosen[layer] for layer in layers)
+        return counted(self._choose(module_names(tensor, layer)) for layer in layers)
 
     @property
     def _by_layer(self) -> bool:
@@ -248,24 +185,5 @@ def counted(formats: Iterable[Format]) -> tuple[tuple[Format, int], ...]:
 
 def _stays_wide(tensor: StoredTensor) -> bool:
     """Return whether the matrix is a router, or gives the weights of an indexer's heads."""
-    name = tensor.path[-1]
-    routes = tensor.path[0] == "experts" and name.startswith("router")
-    return routes or (tensor.path[0] == "attention" and name.startswith("index_weights"))
-
-
-def layer_numbers(spec: ModelSpec) -> Mapping[str, tuple[int, ...]]:
-    """Return the numbers of the layers, from 0, by their label.
-
-    >>> from llmcalc import ModelSpec
-    >>> from llmcalc.formats.coverage import layer_numbers
-    >>> layer_numbers(ModelSpec.assignment_decoder(
-    ...     vocab_size=1000, d_model=256, d_ff=1024, num_layers=2, max_seq_len=2048
-    ... ))
-    {'decoder': (0, 1)}
-    """
-    numbers: dict[str, tuple[int, ...]] = {}
-    start = 0
-    for run in spec.layers:
-        numbers[run.label] = (*numbers.get(run.label, ()), *range(start, start + run.count))
-        start += run.count
-    return numbers
+    routes = tensor.group == "experts" and tensor.role in ROUTERS
+    return routes or (tensor.group == "attention" and tensor.role == "index_weights")

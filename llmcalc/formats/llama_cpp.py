@@ -18,17 +18,17 @@ which llama.cpp stores as two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from math import prod
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import attrs
 
 from llmcalc.formats.blocks import Format, get
-from llmcalc.formats.coverage import Scheme, counted, layer_numbers
-from llmcalc.formats.modules import is_matrix
-from llmcalc.spec.ledger import StoredTensor
-from llmcalc.spec.model import ModelSpec
+from llmcalc.formats.coverage import Scheme, counted
+from llmcalc.formats.modules import ROUTERS
+from llmcalc.spec.axes import extent
+from llmcalc.spec.items import Linear, Mix, Table
+from llmcalc.spec.ledger import Ledger, StoredTensor
 
 __all__ = ["MIXES", "mix"]
 
@@ -238,13 +238,13 @@ def _gate_or_up(facts: _Facts, number: int) -> str:
     return "IQ3_XXS" if facts.mix == "IQ3_XS" and middle else facts.default
 
 
-_ROLES: Final[Mapping[tuple[str, str], Callable[[_Facts, int], str]]] = {
-    ("attention", "q.weight"): _query,
-    ("attention", "k.weight"): _key,
-    ("attention", "v.weight"): _value,
-    ("attention", "o.weight"): _output,
+_ROLES: Final[Mapping[tuple[str, str | None], Callable[[_Facts, int], str]]] = {
+    ("attention", "q"): _query,
+    ("attention", "k"): _key,
+    ("attention", "v"): _value,
+    ("attention", "o"): _output,
     **{
-        (group, f"{shared}{name}.weight"): role
+        (group, f"{shared}{name}"): role
         for group in ("feed_forward", "experts")
         for shared in ("", "shared.")
         for name, role in (("gate", _gate_or_up), ("up", _gate_or_up), ("down", _down))
@@ -261,55 +261,33 @@ class _Mix(Scheme):
     #: experts, or of shared experts.
     ordinals: Mapping[int, int] = attrs.field(eq=False, repr=False)
     downs: Mapping[tuple[int, bool], int] = attrs.field(eq=False, repr=False)
-    #: Labels of the layers whose queries, keys and values are one matrix.
-    fused: frozenset[str] = attrs.field(eq=False, repr=False)
-    _known: dict[tuple[str, ...], tuple[tuple[Format, int], ...]] = attrs.field(
-        init=False, eq=False, repr=False, factory=dict
-    )
-    #: The format of a tensor in each layer, as far as it was asked for.
-    _layered: dict[tuple[str, ...], dict[int, Format]] = attrs.field(
-        init=False, eq=False, repr=False, factory=dict
-    )
 
     def formats_of(
         self, tensor: StoredTensor, layers: Collection[int] | None = None
     ) -> tuple[tuple[Format, int], ...]:
         """Return the formats that the tensor has in the layers, and in how many of them each."""
-        if layers is not None:
-            return self._find(tensor, layers)
-        found = self._known.get(tensor.path)
-        if found is None:
-            numbers = self.numbers.get(tensor.path[1], ()) if tensor.times else ()
-            found = self._known[tensor.path] = self._find(tensor, numbers)
-        return found
-
-    def _find(
-        self, tensor: StoredTensor, layers: Collection[int]
-    ) -> tuple[tuple[Format, int], ...]:
-        group, name = tensor.path[0], tensor.path[-1]
+        if layers is None:
+            layers = self.numbers.get(tensor.label, ()) if tensor.times else ()
+        group, name = tensor.group, tensor.role
         number = len(layers) if tensor.times else 1
         if group == "embeddings" and name == "token":
             return ((self._fitting(tensor, self._token_table(tensor)), number),)
-        if not is_matrix(tensor) or (group == "experts" and name.startswith("router")):
+        if not tensor.is_matrix or (group == "experts" and name in ROUTERS):
             return ((get("fp32"), number),)
-        if group == "head" and name == "output.weight":
+        if group == "head" and name == "output":
             return ((self._fitting(tensor, self._head(tensor)), number),)
         role = _ROLES.get((group, name))
-        if tensor.path[1] in self.fused and role in {_query, _key, _value}:
+        if isinstance(tensor.item, Linear) and tensor.item.fused:
             role = _fused
         fixed = self.name == "MXFP4_MOE" or self.facts.default in _FLOATS
         if role is None or fixed or not tensor.times:
             return ((self._fitting(tensor, self._other(tensor)), number),)
-        chosen = self._layered.setdefault(tensor.path, {})
-        for layer in layers:
-            if layer not in chosen:
-                place = layer
-                if role is _value:
-                    place = self.ordinals.get(layer, layer)
-                elif role is _down and self.name in _TINY:
-                    place = self.downs[layer, name.startswith("shared.")]
-                chosen[layer] = self._fitting(tensor, role(self.facts, place))
-        return counted(chosen[layer] for layer in layers)
+        places: Iterable[int] = layers
+        if role is _value:
+            places = [self.ordinals.get(layer, layer) for layer in layers]
+        elif role is _down and self.name in _TINY:
+            places = [self.downs[layer, name == "shared.down"] for layer in layers]
+        return counted(self._fitting(tensor, role(self.facts, place)) for place in places)
 
     def _other(self, tensor: StoredTensor) -> str:
         if self.name == "MXFP4_MOE":
@@ -343,10 +321,10 @@ class _Mix(Scheme):
 
 
 def _width(tensor: StoredTensor) -> int:
-    return prod(size for size, _ in tensor.column_factors)
+    return extent(tensor.columns)
 
 
-def mix(name: str, spec: ModelSpec) -> Scheme:
+def mix(ledger: Ledger, name: str) -> Scheme:
     """Return the scheme of a mix for a model.
 
     >>> from llmcalc import ModelSpec, memory
@@ -357,43 +335,56 @@ def mix(name: str, spec: ModelSpec) -> Scheme:
     >>> memory.weight_bytes(llama, weights="Q4_K_M").total
     4912898048
     """
-    numbers = layer_numbers(spec)
+    numbers = ledger.layer_numbers
+    layered = [tensor for tensor in ledger.tensors if tensor.is_matrix and tensor.times]
     with_values = sorted(
         layer
-        for tensor in spec.ledger.tensors
-        if tensor.path[0] == "attention" and tensor.path[2] == "v.weight" and tensor.times
-        for layer in numbers[tensor.path[1]]
+        for tensor in layered
+        if _ROLES.get((tensor.group, tensor.role)) is _value
+        for layer in numbers[tensor.label]
     )
     downs = sorted(
-        (layer, tensor.path[2].startswith("shared."))
-        for tensor in spec.ledger.tensors
-        if _ROLES.get((tensor.path[0], tensor.path[-1])) is _down and tensor.times
-        for layer in numbers[tensor.path[1]]
+        (layer, tensor.role == "shared.down")
+        for tensor in layered
+        if _ROLES.get((tensor.group, tensor.role)) is _down
+        for layer in numbers[tensor.label]
     )
-    parts = [part for run in spec.layers for part in run.layer.parts]
-    attention = next((part for part in parts if hasattr(part, "query_heads")), None)
-    kv_heads = getattr(attention, "kv_heads", 0)
     proper = _SAME_AS.get(name, name)
     facts = _Facts(
         mix=proper,
         default=MIXES[proper],
-        layers=spec.num_layers,
+        layers=ledger.spec.num_layers,
         attention_layers=len(with_values),
-        heads_per_kv_head=getattr(attention, "query_heads", 0) // kv_heads if kv_heads else 1,
-        experts=max((getattr(part, "num_experts", 1) for part in parts), default=1),
-        tied=spec.head.tied,
-    )
-    ordinals = {layer: place for place, layer in enumerate(with_values)}
-    fused = frozenset(
-        run.label
-        for run in spec.layers
-        if any(getattr(part, "fused", False) for part in run.layer.parts)
+        heads_per_kv_head=_heads_per_kv_head(ledger),
+        experts=max(map(_experts, ledger.tensors), default=1),
+        tied=ledger.spec.head.tied,
     )
     return _Mix(
         name=proper,
         facts=facts,
         numbers=numbers,
-        ordinals=ordinals,
+        ordinals={layer: place for place, layer in enumerate(with_values)},
         downs={place: number for number, place in enumerate(downs)},
-        fused=fused,
     )
+
+
+def _heads_per_kv_head(ledger: Ledger) -> int:
+    """Return how many query heads share a KV head in the first attention; 1 without KV heads."""
+    for entry in ledger.entries:
+        item = entry.item
+        if isinstance(item, Mix) and item.heads.name == "query_heads":
+            for reader, cache in ledger.cache_reads:
+                if reader.operation == entry.operation:
+                    heads = [axis.size for axis in cache.shape if axis.name == "kv_heads"]
+                    return item.heads.size // heads[0] if heads else 1
+    return 1
+
+
+def _experts(tensor: StoredTensor) -> int:
+    """Return how many experts the tensor is of, 1 where it is of none."""
+    item = tensor.item
+    if isinstance(item, Linear) and item.experts is not None:
+        return item.experts.size
+    if isinstance(item, Table) and item.routed and item.looked_up:
+        return item.rows.size
+    return 1

@@ -1,7 +1,7 @@
 """Names of modules: what a config calls the tensors of a description, and patterns of such names.
 
 * `module_names`: the names that published models give the module of a stored tensor.
-* `is_matrix`: whether a stored tensor is the weight of a linear layer.
+* `ROUTERS`: the roles of matrices that choose experts.
 * `Patterns`: names, globs and regular expressions, as configs list modules.
 """
 
@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from llmcalc.errors import InvalidValueError
-from llmcalc.spec.ledger import ONE_ROW, StoredTensor
+from llmcalc.spec.ledger import StoredTensor
 
-__all__ = ["Patterns", "is_matrix", "module_names"]
+__all__ = ["ROUTERS", "Patterns", "module_names"]
 
 #: What the modules of a group are called inside a layer.
 _PARENTS: Final = {
@@ -24,7 +24,10 @@ _PARENTS: Final = {
     "experts": ("mlp", "block_sparse_moe", "feed_forward", "ffn"),
 }
 
-#: What single modules are called, where it is not the description's own name and ``_proj``.
+#: The roles of matrices that choose experts.
+ROUTERS: Final = frozenset({"router", "router.down", "router.1", "router.2"})
+
+#: What single modules are called by their role, where it is not the role itself and ``_proj``.
 _MODULES: Final = {
     ("attention", "kv_a"): ("kv_a_proj_with_mqa",),
     ("attention", "q_b"): ("q_b_proj", "wq_b"),
@@ -49,15 +52,6 @@ _MODULES: Final = {
 _SHARED: Final = ("shared_experts", "shared_expert", "shared_mlp")
 
 
-def is_matrix(tensor: StoredTensor) -> bool:
-    """Return whether the tensor is the weight of a linear layer, not a vector or a convolution."""
-    return (
-        tensor.path[-1].endswith(".weight")
-        and tensor.rows != ONE_ROW
-        and not any(axis.name == "kernel" for piece in tensor.columns for axis in piece)
-    )
-
-
 def module_names(tensor: StoredTensor, layer: int | None) -> tuple[str, ...]:
     """Return the names that published models give the module, most usual first.
 
@@ -70,7 +64,7 @@ def module_names(tensor: StoredTensor, layer: int | None) -> tuple[str, ...]:
     >>> [module_names(tensor, 1)[0] for tensor in spec.ledger.tensors[2:4]]
     ['model.layers.1.self_attn.q_proj', 'model.layers.1.self_attn.k_proj']
     """
-    group, name = tensor.path[0], tensor.path[-1].removesuffix(".weight")
+    group, name = tensor.group, tensor.role or tensor.item.name
     if group == "head" and name == "output":
         return ("lm_head", "model.lm_head")
     if group == "embeddings" and name == "token":

@@ -12,7 +12,9 @@ from llmcalc.formats import checkpoint, llama_cpp
 from llmcalc.formats.blocks import PLAIN, Format, find, get, names
 from llmcalc.formats.coverage import EXPERTS, Coverage, Rule, Scheme, Uniform
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import Ledger
+from llmcalc.spec.model import ModelSpec, check_spec
 
 __all__ = ["name_of", "scheme", "scheme_names"]
 
@@ -37,15 +39,12 @@ def scheme(weights: str | Format | Scheme, spec: ModelSpec) -> Scheme:
     attention_norm.weight bf16
     q.weight awq-int4-g128
     """
+    check_spec(spec)
     if type(weights) is str:
         if weights in PLAIN:
             return Uniform(get(weights))
         # Resolving which modules a scheme covers takes longer than an answer does.
-        known = spec.ledger.schemes
-        if weights not in known:
-            known[weights] = _named(weights, spec)
-        found: Scheme = known[weights]
-        return found
+        return kept(spec.ledger, _named, weights)
     if isinstance(weights, Format):
         return Uniform(weights)
     if isinstance(weights, Scheme):
@@ -74,11 +73,11 @@ def scheme_names() -> tuple[str, ...]:
     return ("checkpoint", *quantised, *llama_cpp.MIXES)
 
 
-def _named(name: str, spec: ModelSpec) -> Scheme:
+def _named(ledger: Ledger, name: str) -> Scheme:
     if name == "checkpoint":
-        return checkpoint.scheme(spec)
+        return checkpoint.scheme(ledger.spec)
     if name in llama_cpp.MIXES:
-        return llama_cpp.mix(name, spec)
+        return llama_cpp.mix(ledger, name)
     format = find(name)
     if format is None:
         raise UnknownNameError(
@@ -89,10 +88,10 @@ def _named(name: str, spec: ModelSpec) -> Scheme:
         )
     # llama.cpp's 4-bit floats and those of gpt-oss are for the experts of a mixture.
     only_experts = name.startswith("mxfp4") and any(
-        tensor.path[0] == "experts" for tensor in spec.ledger.tensors
+        tensor.group == "experts" for tensor in ledger.tensors
     )
     rule = Rule(format=format, targets=EXPERTS if only_experts else ("Linear",))
-    return Coverage(name=name, wide=_wide_format(spec), rules=(rule,))
+    return Coverage(name=name, wide=_wide_format(ledger.spec), rules=(rule,))
 
 
 def _wide_format(spec: ModelSpec) -> Format:

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from llmcalc.boundary import Int, IntArray
+    from llmcalc.folds.storage import StateFormat
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
-    from llmcalc.memory import StateFormat
     from llmcalc.spec.model import ModelSpec
 
 __all__ = ["memory_stack"]

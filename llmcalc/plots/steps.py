@@ -17,6 +17,7 @@ import attrs
 
 from llmcalc.boundary import choice, is_array
 from llmcalc.errors import InvalidValueError
+from llmcalc.folds.pieces import Operation
 from llmcalc.plots.style import (
     BLACK,
     BLUE,
@@ -33,13 +34,11 @@ from llmcalc.plots.style import (
     time_unit,
     title,
 )
-from llmcalc.roofline.programs import StepBreakdown
 from llmcalc.roofline.times import StepTime
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from llmcalc.units import Bytes
 
 __all__ = ["roofline", "time_breakdown"]
 
@@ -85,8 +84,8 @@ class _Part(NamedTuple):
 
 def _parts(step: StepTime, by: str) -> dict[str, _Part]:
     """Return the items of a step, or their sums by kind."""
-    moved = cast("StepBreakdown[Bytes, Any]", step.bytes)
-    cached = {piece.item for piece in moved.program.pieces if piece.path[0] == "cache read"}
+    pieces = step.moved.fold.pieces
+    cached = {piece.operation for piece in pieces if piece.kind == "cache read"}
     parts: dict[str, _Part] = {}
     for item in step.items:
         name = _kind(item.path, cached) if by == "kind" else ".".join(filter(None, item.path))
@@ -102,13 +101,14 @@ def _parts(step: StepTime, by: str) -> dict[str, _Part]:
     return parts
 
 
-def _kind(path: tuple[str, ...], cached: set[tuple[str, ...]]) -> str:
-    group = path[0].replace("_", "-")
+def _kind(operation: Operation, cached: set[Operation]) -> str:
+    """Return the kind of an operation: its group, and of some groups what it reads."""
+    group, reads = operation[0], operation in cached
     if group == "attention":
-        return f"attention, {'cache' if path in cached else 'matrices'}"
+        return "attention, cache" if reads else "attention, matrices"
     if group == "recurrent":
-        return f"recurrent, {'state' if path in cached else 'matrices'}"
-    return group
+        return "recurrent, state" if reads else "recurrent, matrices"
+    return group.replace("_", "-")
 
 
 def _one(step: object, field: str) -> StepTime:

@@ -9,8 +9,8 @@ Whole models, as folds over the ledger:
 * `bytes_moved`: what a step reads and writes, item by item (`llmcalc.roofline.traffic`).
 * `step_time`: the least time of a step on a device, and what bounds it
   (`llmcalc.roofline.times`).
-* `Requests`: requests of another kind in the same step; `experts_touched`: how many experts are
-  read (`llmcalc.roofline.counts`).
+* `Requests`: requests of another kind in the same step (`llmcalc.folds.workloads`).
+* `experts_touched`: how many experts are read (`llmcalc.roofline.experts`).
 * `collectives`: what the devices of a layout exchange (`llmcalc.roofline.communication`).
 * `generation`: the least time of a prompt and its new tokens (`llmcalc.roofline.generations`).
 * `sweep`, `frontier`: steps for every device, layout and format, as a `Sweep`, a labelled table
@@ -32,6 +32,8 @@ from typing import TYPE_CHECKING
 from llmcalc.lazy import exports
 
 if TYPE_CHECKING:
+    from llmcalc.folds.counts import ExpertReads
+    from llmcalc.folds.workloads import Requests
     from llmcalc.roofline.attention import (
         Algorithm,
         attention_bytes,
@@ -39,9 +41,9 @@ if TYPE_CHECKING:
         attention_intensity,
     )
     from llmcalc.roofline.communication import Collective, collectives
-    from llmcalc.roofline.counts import ExpertReads, Requests, experts_touched
     from llmcalc.roofline.efficiencies import Calibration
     from llmcalc.roofline.efficiency import Efficiency
+    from llmcalc.roofline.experts import experts_touched
     from llmcalc.roofline.fitting import Fit, Measurement, fit
     from llmcalc.roofline.forecasts import Forecast, Run, forecast, run
     from llmcalc.roofline.generations import Generation, generation
@@ -86,15 +88,15 @@ __getattr__, __dir__ = exports(
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),
         "communication": ("Collective", "collectives"),
-        "counts": ("ExpertReads", "Requests", "experts_touched"),
         "efficiencies": ("Calibration",),
         "efficiency": ("Efficiency",),
+        "experts": ("ExpertReads", "experts_touched"),
         "fitting": ("Fit", "Measurement", "fit"),
         "forecasts": ("Forecast", "Run", "forecast", "run"),
         "generations": ("Generation", "generation"),
         "products": ("flops",),
         "sweeps": ("Sweep", "frontier", "sweep"),
-        "times": ("ItemTime", "StepTime", "step_time"),
+        "times": ("ItemTime", "StepTime", "step_time", "Requests"),
         "traffic": ("bytes_moved",),
     },
     globals(),

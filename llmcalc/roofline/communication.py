@@ -30,32 +30,30 @@ Source: Patarasuk and Yuan, "Bandwidth optimal all-reduce algorithms" (2009); Th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from math import prod
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
 from llmcalc import formats
-from llmcalc.boundary import choice
-from llmcalc.breakdown import Factor
 from llmcalc.described import DescribedArrays
-from llmcalc.memory import stored
-from llmcalc.roofline.counts import TOKENS, Count, Workload
-from llmcalc.roofline.programs import Piece, Program, keep
-from llmcalc.roofline.shares import Share, is_routed, shares_of
-from llmcalc.spec.axes import Axes, Axis, factors, is_split
-from llmcalc.spec.items import Cache, Linear, Mix, Scale, Table
-from llmcalc.spec.ledger import Entry
-from llmcalc.spec.model import ModelSpec, Residual
-from llmcalc.spec.parallel import ParallelBlock
+from llmcalc.folds.conventions import Conventions, conventions
+from llmcalc.folds.counts import TOKENS, Count
+from llmcalc.folds.owners import Owner, is_routed, owners_of
+from llmcalc.folds.pieces import Fold, Piece, Shape
+from llmcalc.folds.workloads import Workload
+from llmcalc.spec.axes import WHOLE, Axes, Axis, extent, is_split
+from llmcalc.spec.items import Cache, Linear, Mix, Product, Scale, Table
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import Entry, Ledger, ResidualStep
+from llmcalc.spec.model import ModelSpec
 from llmcalc.spec.spans import Constant
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
+    from llmcalc.folds.workloads import Requests
     from llmcalc.formats import Format
-    from llmcalc.layouts import Layout
-    from llmcalc.roofline.counts import Requests
+    from llmcalc.layouts import Layout, Rank
 
 __all__ = ["Collective", "collectives"]
 
@@ -94,194 +92,208 @@ class Collective(DescribedArrays):
         )
 
 
-class _Exchange(NamedTuple):
-    """A collective but for the workload: `pieces` of axes for each of `tokens`, `times` a step."""
+class Exchange(NamedTuple):
+    """A collective but for the workload: `ranks`, and how often in a step.
+
+    Its message is `flows` for each of `tokens`. It follows on `entry`, or is the whole model's.
+    """
 
     kind: Kind
     path: tuple[str, ...]
     ranks: int
-    pieces: tuple[Axes, ...]
+    flows: tuple[Axes, ...]
     tokens: Count
-    times: tuple[Factor, ...]
+    times: int
 
 
 def exchanges(
-    spec: ModelSpec,
-    share: Share,
-    activations: str | Format,
-    *,
-    everything: bool,
-    absorbed: bool,
-) -> Program:
-    """Return the exchanges of a share, before the workload is known: messages in bytes.
+    ledger: Ledger, owner: Owner, how: Conventions, activations: str | Format
+) -> Exchanges:
+    """Return the exchanges of a device or a pipeline, before the workload is known."""
+    how = Conventions(all_logits=how.all_logits, absorbed=how.absorbed)
+    return kept(ledger, _exchanges, owner, how, activations)
 
-    The first two names of a piece's path are the kind and how many ranks take part; its factors
-    `times` say how often. With `everything` all logits are computed, with `absorbed` latent
-    attention reads latents as they are cached.
-    """
-    own = activations if type(activations) is str else id(activations)
-    key = ("exchanges", share.key, own, everything, absorbed)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        element = stored((), formats.get(activations, "activations"))
-        found = keep(
-            spec.ledger,
-            key,
-            [
-                Piece((kind, str(ranks), *path), path, (*factors(axes), *element), tokens, times)
-                for kind, path, ranks, axes, tokens, times in _Exchanges(
-                    spec, share, everything=everything, absorbed=absorbed
-                ).all()
-                if ranks > 1
-            ],
-            activations,
+
+class Exchanges(NamedTuple):
+    """The exchanges of a step in their order, and their messages as a fold, in bytes."""
+
+    all: tuple[Exchange, ...]
+    messages: Fold
+
+
+def _exchanges(
+    ledger: Ledger, owner: Owner, how: Conventions, activations: str | Format
+) -> Exchanges:
+    rank = owner.rank
+    found: list[Exchange] = []
+    if rank is not None:
+        found = [one for one in _Step(ledger, owner, rank, how).all() if one.ranks > 1]
+    element = formats.get(activations, "activations").slot_bytes(1)
+    messages = [
+        Piece(
+            "message",
+            one.path,
+            extent(one.flows) * element,
+            one.tokens,
+            1,
+            Shape(one.path, (), (one.flows,), WHOLE, (), ((element, "bytes"),)),
+            (),
+            False,
         )
-    return found
+        for one in found
+    ]
+    return Exchanges(tuple(found), Fold(messages))
 
 
-class _Exchanges:
-    """The exchanges of one share."""
+class _Step:
+    """The exchanges of one owner's step."""
 
-    def __init__(self, spec: ModelSpec, share: Share, *, everything: bool, absorbed: bool) -> None:
-        self.spec, self.share = spec, share
-        self.everything, self.absorbed = everything, absorbed
+    def __init__(self, ledger: Ledger, owner: Owner, rank: Rank, how: Conventions) -> None:
+        self.ledger, self.owner, self.rank, self.how = ledger, owner, rank, how
 
-    def all(self) -> Iterator[_Exchange]:
+    def all(self) -> Iterator[Exchange]:
         """Give all of them, in the order of the step."""
-        rank = self.share.rank
-        if rank is None:
-            return
-        outside = [entry for entry in self.spec.ledger.entries if entry.count is None]
+        outside = [entry for entry in self.ledger.entries if entry.count is None]
         for entry in outside:
             if not entry.after:
                 yield from self._outside(entry)
-        for block, entries in self.spec.residuals():
-            yield from self._block(block, tuple(entries))
+        for step in self.ledger.steps:
+            yield from self._residual(step)
         for entry in outside:
             if entry.after:
                 yield from self._outside(entry)
-        stages = rank.layout.pipeline_parallel
-        sends = stages - 1 if self.share.pipeline else int(rank.stage.number < stages - 1)
+        stages = self.rank.layout.pipeline_parallel
+        own = self.rank.stage.number
+        sends = stages - 1 if self.owner.pipeline else int(own < stages - 1)
         if sends:
-            hidden = ((Axis("embed", self.spec.embed_dim),),)
-            yield _Exchange(
-                "send", ("pipeline", "", "hidden"), 2, hidden, TOKENS, ((sends, "stages"),)
-            )
+            path = ("pipeline", "", "hidden")
+            yield Exchange("send", path, 2, (self._hidden,), TOKENS, sends)
 
-    def _outside(self, entry: Entry) -> Iterator[_Exchange]:
+    @property
+    def _hidden(self) -> Axes:
+        return (Axis("embed", self.ledger.spec.embed_dim),)
+
+    def _times(self, entry: Entry) -> int:
+        """Return how often a step passes an item on this owner."""
+        if self.owner.pipeline:
+            return entry.uses * (1 if entry.count is None else entry.count)
+        return entry.uses * self.rank.stage.count(entry.place)
+
+    def _after(self, kind: Kind, entry: Entry, flows: tuple[Axes, ...], tokens: Count) -> Exchange:
+        """Return an exchange that follows on an item, between the ranks that split it."""
+        ranks = self.owner.split(entry).ranks
+        return Exchange(kind, entry.name, ranks, flows, tokens, self._times(entry))
+
+    def _outside(self, entry: Entry) -> Iterator[Exchange]:
         """Give what follows on an item outside the layers."""
-        item, times = entry.item, self.share.times(entry)
-        ranks = self.share.split(entry).ranks
-        if times is None:
+        item = entry.item
+        if not self._times(entry):
             return
         if isinstance(item, Table) and item.looked_up and is_split(item.rows):
-            yield _Exchange("all-reduce", entry.name, ranks, (item.row,), TOKENS, times)
+            yield self._after("all-reduce", entry, (item.row,), TOKENS)
         elif isinstance(item, Linear):
-            tokens = self._tokens(item)
+            tokens = self.how.tokens(item)
             if any(map(is_split, item.into)):
-                yield _Exchange("all-reduce", entry.name, ranks, item.out, tokens, times)
+                yield self._after("all-reduce", entry, item.out, tokens)
             elif any(axis.name == "vocab" for axes in item.out for axis in axes):
-                yield _Exchange("all-gather", entry.name, ranks, item.out, tokens, times)
+                yield self._after("all-gather", entry, item.out, tokens)
 
-    def _tokens(self, item: Linear) -> Count:
-        if item.tokens == "latent" and not self.absorbed:
-            return Count("present", "tokens", item.span)
-        last = item.tokens == "logits" and not self.everything
-        return TOKENS._replace(kind="logits") if last else TOKENS
-
-    def _block(self, block: Residual, entries: tuple[Entry, ...]) -> Iterator[_Exchange]:
+    def _residual(self, step: ResidualStep) -> Iterator[Exchange]:
         """Give the exchanges of one residual step, each sum once."""
-        summed: dict[object, None] = {}
-        routed_before = False
-        gathers = any(self.share.joint(e) and not is_routed(e) for e in entries)
+        entries = [entry for entry in step.entries if self._times(entry)]
+        everyone = [entry for entry in entries if self.owner.across_replicas(entry)]
+        gathers = not all(map(is_routed, everyone))
+        yield from self._layered(step, entries, gathers=gathers)
+        if gathers:
+            yield from self._together(everyone[0])
+
+    def _layered(
+        self, step: ResidualStep, entries: list[Entry], *, gathers: bool
+    ) -> Iterator[Exchange]:
+        summed: set[object] = set()
         norms = [entry for entry in entries if _spans_ranks(entry)]
         normed: set[str] = set()
+        routed_before = False
         for entry in entries:
-            item, times = entry.item, self.share.times(entry)
-            if times is None:
-                continue
-            if entry in norms and entry.path[0] not in normed:
-                normed.add(entry.path[0])
+            item, everyone = entry.item, self.owner.across_replicas(entry)
+            if entry in norms and entry.group not in normed:
+                normed.add(entry.group)
                 sums = Axis("norms", sum(one.path == entry.path for one in norms))
-                tokens = TOKENS._replace(joint=self.share.joint(entry))
-                ranks = self.share.split(entry).ranks
-                yield _Exchange("all-reduce", entry.name, ranks, ((sums,),), tokens, times)
+                yield self._after("all-reduce", entry, ((sums,),), self.how.new(everyone))
             if isinstance(item, Mix):
-                yield from self._mix(entry, item, entries, times)
-            if not isinstance(item, Linear):
-                continue
-            split = self.share.split(entry)
-            if is_routed(entry) and self.share.joint(entry) and not routed_before:
+                yield from self._mix(entry, item, entries)
+            if is_routed(entry) and _is_read(item) and everyone and not routed_before:
                 routed_before = True
                 if not gathers:
-                    yield from self._routed(entry, item, times)
-            if self.share.joint(entry) or not any(map(is_split, item.into)):
-                continue
-            tokens = self._tokens(item)
-            key = (item.out, tokens, "" if _adds_up(block) else entry.path[0])
-            if key not in summed:
-                summed[key] = None
-                yield _Exchange("all-reduce", entry.name, split.ranks, item.out, tokens, times)
+                    yield from self._routed(entry)
+            partial = self._partial(entry)
+            if partial is not None and not everyone:
+                key = (*partial, "" if step.adds_up else entry.group)
+                if key not in summed:
+                    summed.add(key)
+                    yield self._after("all-reduce", entry, *partial)
         for entry in entries if not summed else ():
-            item, times = entry.item, self.share.times(entry)
-            if isinstance(item, Mix) and is_split(item.heads) and times is not None:
+            item = entry.item
+            if isinstance(item, Mix) and is_split(item.heads):
                 # Without a projection back to the width, heads stay where they are computed.
-                axes = (item.heads, item.value)
-                ranks = self.share.split(entry).ranks
-                yield _Exchange("all-gather", entry.name, ranks, (axes,), TOKENS, times)
-        if gathers:
-            yield from self._together(next(e for e in entries if self.share.joint(e)))
+                heads = ((item.heads, item.value),)
+                yield self._after("all-gather", entry, heads, TOKENS)
 
-    def _together(self, entry: Entry) -> Iterator[_Exchange]:
+    def _partial(self, entry: Entry) -> tuple[tuple[Axes, ...], Count] | None:
+        """Return what an item leaves a partial sum of on every rank, and the tokens."""
+        item = entry.item
+        if isinstance(item, Linear) and any(map(is_split, item.into)):
+            return item.out, self.how.tokens(item)
+        if isinstance(item, Product) and self.owner.split(entry).whole_experts:
+            return (self._hidden,), TOKENS
+        return None
+
+    def _together(self, entry: Entry) -> Iterator[Exchange]:
         """Give what ranks exchange that compute the tokens of all replicas together."""
-        times = self.share.times(entry)
-        if times is None:
-            return
-        ranks = self.share.split(entry).ranks
         path = (*entry.path, "hidden")
-        hidden = ((Axis("embed", self.spec.embed_dim),),)
-        tokens = TOKENS._replace(joint=True)
+        tokens = self.how.new(all_replicas=True)
         for kind in _GATHER_SCATTER:
-            yield _Exchange(kind, path, ranks, hidden, tokens, times)
+            yield self._after(kind, entry, (self._hidden,), tokens)._replace(path=path)
 
-    def _routed(self, entry: Entry, item: Linear, times: tuple[Factor, ...]) -> Iterator[_Exchange]:
+    def _routed(self, entry: Entry) -> Iterator[Exchange]:
         """Give what brings tokens to the experts of all replicas, and the results back."""
-        rank, split = self.share.rank, self.share.split(entry)
-        if rank is None:
-            return
+        split, item = self.owner.split(entry), entry.item
         if not split.whole_experts:
             yield from self._together(entry)
             return
         path = (*entry.path, "experts")
-        used = (Axis("ranks per token", min(item.active or 1, split.ranks)), *item.into)
-        tokens, ranks = TOKENS, rank.layout.tensor_parallel
+        hidden = item.into if isinstance(item, Linear) else self._hidden
+        active = item.active if isinstance(item, Linear | Table | Product) else None
+        used = (Axis("ranks per token", min(active or 1, split.ranks)), *hidden)
+        tokens, ranks = TOKENS, self.rank.layout.tensor_parallel
         if ranks > 1:  # which hold the same tokens
-            of = (TOKENS, ranks, rank.tensor_rank)
-            tokens = Count("dealt", f"tokens / {ranks}", of)
-        twice = (*times, (2, "ways"))
-        yield _Exchange("all-to-all", path, split.ranks, (used,), tokens, twice)
-        yield _Exchange("all-gather", path, ranks, (item.into,), TOKENS, times)
+            of = (TOKENS, ranks, self.rank.tensor_rank)
+            tokens = Count("sharded", f"tokens / {ranks}", of)
+        times = self._times(entry)
+        yield Exchange("all-to-all", path, split.ranks, (used,), tokens, 2 * times)
+        yield Exchange("all-gather", path, ranks, (hidden,), TOKENS, times)
 
-    def _mix(
-        self, entry: Entry, item: Mix, entries: Iterable[Entry], times: tuple[Factor, ...]
-    ) -> Iterator[_Exchange]:
-        """Give what ranks exchange that deal out the slots of each request."""
-        rank = self.share.rank
-        degree = 1 if rank is None else rank.layout.decode_context_parallel
-        dealt = any(
+    def _mix(self, entry: Entry, item: Mix, entries: list[Entry]) -> Iterator[Exchange]:
+        """Give what ranks exchange that share out the slots of each request."""
+        layout = self.rank.layout
+        degree = layout.decode_context_parallel
+        shared = any(
             isinstance(other.item, Cache)
-            and other.item.read_by == item.name
+            and other.operation == entry.operation
             and not isinstance(other.item.span, Constant)
             for other in entries
         )
-        if rank is None or degree == 1 or not dealt:
+        if degree == 1 or not shared:
             return
-        heads = Axis(item.heads.name, item.heads.size * degree // rank.layout.tensor_parallel)
-        widths = (item.query_key, item.value)
-        if self.absorbed and item.absorbed is not None:
-            widths = item.absorbed
-        for kind, width in zip(_GATHER_SCATTER, widths, strict=True):
-            yield _Exchange(kind, entry.name, degree, ((heads, width),), TOKENS, times)
+        heads = Axis(item.heads.name, item.heads.size * degree // layout.tensor_parallel)
+        for kind, width in zip(_GATHER_SCATTER, self.how.widths(item), strict=True):
+            found = self._after(kind, entry, ((heads, width),), TOKENS)
+            yield found._replace(ranks=degree)
+
+
+def _is_read(item: object) -> bool:
+    """Whether a routed item is one that a step reads."""
+    return not isinstance(item, Table) or item.looked_up > 0
 
 
 def _spans_ranks(entry: Entry) -> bool:
@@ -290,7 +302,7 @@ def _spans_ranks(entry: Entry) -> bool:
     What recurrences compute is left to each rank: engines normalise it by groups of heads.
     """
     item = entry.item
-    if not isinstance(item, Scale) or item.vectors != () or entry.path[0] == "recurrent":
+    if not isinstance(item, Scale) or item.vectors != () or entry.group == "recurrent":
         return False
     return any(map(is_split, item.axes))
 
@@ -298,31 +310,21 @@ def _spans_ranks(entry: Entry) -> bool:
 _GATHER_SCATTER: Final[tuple[Kind, Kind]] = ("all-gather", "reduce-scatter")
 
 
-def _adds_up(block: Residual) -> bool:
-    """Whether the parts of a residual step are added before anything else reads their results."""
-    return isinstance(block, ParallelBlock) and not any(
-        inner.post_norm or inner.sum_norm for inner in block.blocks
-    )
-
-
-def of_step(program: Program, workload: Workload) -> tuple[Collective, ...]:
+def of_step(found: Exchanges, workload: Workload) -> tuple[Collective, ...]:
     """Return the exchanges of a step."""
-    values = program.values(workload)
-    numbers = {count: number for number, count in enumerate(program.counts)}
+    if not found.all:
+        return ()
+    values = found.messages.values(workload)
     return tuple(
         Collective(
-            kind=cast("Kind", kind),
-            path=tuple(path),
-            ranks=int(ranks),
-            count=_size(times),
-            message_bytes=values.total(((numbers[count], _size(axes)),)),
+            kind=one.kind,
+            path=one.path,
+            ranks=one.ranks,
+            count=one.times,
+            message_bytes=values.total(sums),
         )
-        for (kind, ranks, *path), _, axes, count, times in program.pieces
+        for one, sums in zip(found.all, found.messages.each(), strict=True)
     )
-
-
-def _size(factors: Iterable[Factor]) -> int:
-    return prod([factor for factor, _ in factors])
 
 
 def collectives(
@@ -353,10 +355,7 @@ def collectives(
     all-reduce down 32 65536
     all-gather output 1 2052096
     """
-    choice(logits, "logits", ("last", "all"))
-    choice(mla, "mla", ("expanded", "absorbed"))
-    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
-    program = exchanges(
-        spec, share, activations, everything=logits == "all", absorbed=mla == "absorbed"
-    )
-    return of_step(program, share.workload(batch, new, past, mixed_with))
+    how = conventions(logits=logits, mla=mla)
+    [owner] = owners_of(spec, tensor_parallel, layout, pipeline=True)
+    fold = exchanges(spec.ledger, owner, how, activations)
+    return of_step(fold, owner.workload(batch, new, past, mixed_with))

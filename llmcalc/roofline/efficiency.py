@@ -19,8 +19,9 @@ FLOPs :math:`F`, weight bytes :math:`W` and how many layers :math:`L` have it
 where :math:`\|x, y\|_s = (x^s + y^s)^{1/s}` (`sharpness`), :math:`c`, :math:`b`, :math:`c_a` and
 :math:`b_a` are shares of the peak and of the bandwidth, :math:`\tau` is what a product takes to
 fill and to drain (so that small products reach a smaller share), :math:`E` are packed weights
-that are first brought to 16 bits, :math:`C` cache bytes, and :math:`F_1` the FLOPs of one query
-against all keys at hand, of which a kernel computes :math:`\rho` more than it needs. Activation
+that are first brought to 16 bits, :math:`C` cache bytes, and :math:`F_1` the FLOPs of
+the last query of each request that has several new tokens: a kernel computes them in tiles, and
+:math:`\rho` queries more than there are. A step of one token fills no tile. Activation
 bytes move `activation_passes` times besides, scores `score_passes` times; each product and each
 attention call costs `kernel_seconds`, each step `step_seconds`; and an exchange between :math:`n`
 ranks takes :math:`\lambda (1 + \log_2 n) / 2` before its bytes go over the share `link` of the
@@ -40,13 +41,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import attrs
 
 from llmcalc.boundary import is_array, larger, smaller
-from llmcalc.breakdown import Term
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
+from llmcalc.folds.counts import TOKENS, Count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from llmcalc.folds.breakdowns import FoldBreakdown
+    from llmcalc.folds.pieces import Kind, Operation, Piece
     from llmcalc.hardware import DeviceSpec
     from llmcalc.roofline.times import StepTime
 
@@ -59,10 +62,6 @@ EXPANDED_FROM: Final = 32
 
 #: Weights of fewer bytes than this are packed. Formats of 8 bits are mostly multiplied as they are.
 _PACKED_BELOW: Final = 0.95
-
-#: The factors of a term that count tokens, and those that count layers.
-_TOKENS: Final = frozenset({"tokens", "requests", "tokens of all requests"})
-_LAYERS: Final = frozenset({"layers", "uses"})
 
 
 def _share(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -113,7 +112,8 @@ class Efficiency(Described):
     `collective_seconds`
         The latency of an exchange between two devices.
     `attention_tile`
-        How many queries' worth of FLOPs attention computes beyond those that there are.
+        How many queries' worth of FLOPs attention computes beyond those that there are, in each
+        request of several new tokens.
     `activation_passes`, `score_passes`
         How often activations, and the scores of attention that is not fused, move, in units of
         what `llmcalc.roofline.bytes_moved` counts for them.
@@ -206,7 +206,10 @@ class Products(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Attention calls: FLOPs, those of one query more in each request, and cache bytes."""
+    """Attention calls: FLOPs, those of one query more in a tile, and cache bytes.
+
+    `query_flops` are of the requests that fill tiles: those of several new tokens.
+    """
 
     at: NDArray[Any] | None
     flops: Any
@@ -242,7 +245,7 @@ class Work(NamedTuple):
     @classmethod
     def of(cls, step: StepTime) -> Work:
         """Return the work of a step."""
-        return _Reading(step).work()
+        return _Reading(step).all()
 
     @classmethod
     def of_kernel(
@@ -350,106 +353,110 @@ class Work(NamedTuple):
 
 
 class _Reading:
-    """Gathers a step's terms by the item that they belong to."""
+    """Gathers what a step is made of by the operations that it is timed by."""
 
     def __init__(self, step: StepTime) -> None:
-        import numpy as np
-
-        self.step = step
-        total = step.bytes.total
-        self.shape = np.shape(total) if is_array(total) else None
+        self.step, self.work, self.moved = step, step.work, step.moved
+        self.shape = self.work.values.shape
         self.points = math.prod(self.shape or ())
-        #: FLOPs, weight bytes, layers, tokens and the share of experts that are read twice over.
-        self.products: dict[tuple[str, ...], list[Any]] = {}
-        #: FLOPs, pairs, layers, cache bytes, keys.
-        self.attention: dict[tuple[str, ...], list[Any]] = {}
-        self.other: Any = 0
-        self.activations: Any = 0
-        self.scores: Any = 0
 
-    def work(self) -> Work:
-        for term in self.step.flops.terms:
-            self._flops(term)
-        for term in self.step.bytes.terms:
-            self._bytes(term)
-        products, attention = tuple(self._multiplied()), list(self._attended())
-        step = self.step
-        exchanges = step.collectives
+    def all(self) -> Work:
+        """Return the work."""
+        step, moved = self.step, self.moved
+        products, attention = tuple(self._products()), tuple(self._attention())
+        multiplied = {piece.operation for piece in self.work.fold.pieces if piece.kind == "product"}
+        weights = moved.fold.grouped(
+            lambda piece: piece.kind == "weights" and piece.operation not in multiplied
+        )
+        exchanged = step.collectives
         return Work(
             shape=self.shape,
             points=self.points,
             products=products,
-            attention=tuple(one for one, _ in attention),
-            other_bytes=self._flat(self.other),
-            activation_bytes=self._flat(self.activations),
-            score_bytes=self._flat(self.scores),
+            attention=tuple(call for call, _ in attention),
+            other_bytes=self._flat(moved.of(weights.get(True, ()))),
+            activation_bytes=self._flat(moved.of(moved.fold.of("activations"))),
+            score_bytes=self._flat(moved.of(moved.fold.of("scores"))),
             kernels=sum(one.layers for one in products) + sum(layers for _, layers in attention),
             steps=1,
-            latencies=sum(one.count * _rounds(one.kind, one.ranks) for one in exchanges),
-            given_latency=step.collective_latency_seconds * sum(one.count for one in exchanges),
-            sent_bytes=self._flat(sum(one.sent_bytes for one in exchanges)),
+            latencies=sum(one.count * _rounds(one.kind, one.ranks) for one in exchanged),
+            given_latency=step.collective_latency_seconds * sum(one.count for one in exchanged),
+            sent_bytes=self._flat(sum(one.sent_bytes for one in exchanged)),
             link=step.link_bytes_per_second or 1.0,
             peak=float(step.peak_flops),
             bandwidth=float(step.device.bandwidth_bytes_per_second),
         )
 
-    def _flops(self, term: Term[Any]) -> None:
-        *place, name = term.path
-        head, _, part = name.partition(".")
-        if part in {"scores", "values"}:
-            key = tuple(place)
-            found = self.attention.setdefault(key, [0, 0, _layers(term), 0, 0])
-            found[0] = found[0] + term.value
-            found[1] = _product(term, lambda named: "pairs" in named or named == "requests")
-            return
-        found = self.products.setdefault((*place, head), [0, 0, _layers(term), 0, 1.0])
-        found[0] = found[0] + term.value
-        found[3] = _product(term, _TOKENS.__contains__)
-        found[4] = found[4] / _product(term, "experts per token".__eq__)
+    def _products(self) -> Iterator[Products]:
+        """Give the matrix products, each with the weights that it multiplies."""
+        read: dict[Operation, list[Piece]] = {}
+        for piece in self.moved.fold.pieces:
+            if piece.kind == "weights":
+                read.setdefault(piece.operation, []).append(piece)
+        for operation, pieces in self._of_work("product").items():
+            weights = read.get(operation, [])
+            yield Products(
+                None,
+                self._summed(pieces, self.work),
+                self._summed(weights, self.moved),
+                pieces[0].layers * pieces[0].uses,
+                self._brought(weights, pieces[-1].per),
+            )
 
-    def _bytes(self, term: Term[Any]) -> None:
-        group, *place, name = term.path
-        if group == "weights":
-            found = self.products.get((*place, name.partition(".")[0]))
-            if found is None:
-                self.other = self.other + term.value
-                return
-            found[1] = found[1] + term.value
-            if any(named == "experts read" for _, named in term.factors):
-                # The FLOPs are those of the experts of each token, the bytes those of all read.
-                read = _product(term, "experts read".__eq__)
-                self.products[*place, name.partition(".")[0]] = [*found[:5], read]
-        elif group == "activations":
-            if name.endswith(".scores"):
-                self.scores = self.scores + term.value
-            else:
-                self.activations = self.activations + term.value
-        else:
-            found = self.attention.setdefault(tuple(place), [0, 0, 0, 0, 0])
-            found[3] = found[3] + term.value
-            if group == "cache read":
-                found[4] = _most(found[4], _product(term, _TOKENS.__contains__))
-
-    def _multiplied(self) -> Iterator[Products]:
+    def _brought(self, weights: list[Piece], count: Count) -> Any:
+        """Return the packed weights that are brought to 16 bits, where there are enough tokens."""
         import numpy as np
 
-        for flops, moved, layers, tokens, share, *read in self.products.values():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                weights = np.asarray(flops, float) / (2 * np.asarray(tokens, float))
-                weights = weights * share * (read[0] if read else 1)
-                wide = np.asarray(tokens) > EXPANDED_FROM
-                packed = (np.asarray(moved, float) < _PACKED_BELOW * weights) & wide
-            brought = self._flat(np.where(packed, weights, 0.0))
-            yield Products(None, self._flat(flops), self._flat(moved), layers, brought)
+        elements = [piece.elements for piece in weights]
+        size = sum([piece.size for piece in weights])
+        if not elements or size >= _PACKED_BELOW * sum(elements):
+            return self._flat(0.0)
+        if count.kind == "assigned":  # of the tokens whose choices fall to the rank
+            count = TOKENS._replace(all_replicas=count.all_replicas)
+        wide = self._flat(self._count(count)) > EXPANDED_FROM
+        brought: Any = 0.0
+        for piece, number in zip(weights, elements, strict=True):
+            brought = brought + number * self._flat(self._count(piece.per))
+        return np.where(wide, brought, 0.0) if self.shape is not None else brought * bool(wide)
 
-    def _attended(self) -> Iterator[tuple[Attention, int]]:
-        import numpy as np
+    def _attention(self) -> Iterator[tuple[Attention, int]]:
+        """Give the attention calls of each kind of layer, and in how many layers they are.
 
-        for flops, pairs, layers, moved, keys in self.attention.values():
-            with np.errstate(divide="ignore", invalid="ignore"):
-                each = np.asarray(flops, float) / np.asarray(pairs, float)
-            more = np.where(np.asarray(pairs) > 0, each, 0.0) * keys
-            yield Attention(None, self._flat(flops), self._flat(more), self._flat(moved)), layers
+        States are read like caches, in calls that compute nothing.
+        """
+        mixed: dict[Operation, list[Piece]] = {}
+        cached: dict[Operation, list[Piece]] = {}
+        for operation, pieces in self._of_work("mixing").items():
+            mixed.setdefault(operation[:2], []).extend(pieces)
+        for piece in self.moved.fold.pieces:
+            if piece.kind in {"cache read", "cache written"}:
+                cached.setdefault(piece.operation[:2], []).append(piece)
+        for place in dict.fromkeys((*mixed, *cached)):
+            pieces = mixed.get(place, [])
+            more: Any = 0.0
+            for piece in pieces:
+                last = Count("last keys", "keys", piece.per.of)
+                more = more + piece.size * self._flat(self._count(last))
+            layers = pieces[0].layers * pieces[0].uses if pieces else 0
+            flops, size = self._summed(pieces, self.work), cached.get(place, [])
+            yield Attention(None, flops, more, self._summed(size, self.moved)), layers
+
+    def _of_work(self, kind: Kind) -> dict[Operation, list[Piece]]:
+        """Return what is computed, by the operation that it belongs to."""
+        found: dict[Operation, list[Piece]] = {}
+        for piece in self.work.fold.pieces:
+            if piece.kind == kind:
+                found.setdefault(piece.operation, []).append(piece)
+        return found
+
+    def _summed(self, pieces: list[Piece], of: FoldBreakdown[Any, Any]) -> Any:
+        numbers = {count: number for number, count in enumerate(of.fold.counts)}
+        return self._flat(of.of(tuple([(numbers[piece.per], piece.size) for piece in pieces])))
+
+    def _count(self, count: Count) -> Any:
+        """Return a count of all requests, in the shape of all arguments."""
+        values = self.work.workload.values((count,), sum)
+        return values.total(((0, 1),))
 
     def _flat(self, value: Any) -> Any:
         """Return a figure as a float, or where it is an array as one for every point."""
@@ -458,24 +465,6 @@ class _Reading:
         if np.ndim(value) == 0:
             return float(value)
         return np.broadcast_to(np.asarray(value, float), self.shape or ()).reshape(-1)
-
-
-def _product(term: Term[Any], counted: Callable[[str], bool]) -> Any:
-    value: Any = 1
-    for factor, name in term.factors:
-        if counted(name):
-            value = value * factor
-    return value
-
-
-def _layers(term: Term[Any]) -> int:
-    return int(_product(term, _LAYERS.__contains__))
-
-
-def _most(a: Any, b: Any) -> Any:
-    import numpy as np
-
-    return np.maximum(a, b)
 
 
 def _rounds(kind: str, ranks: int) -> float:

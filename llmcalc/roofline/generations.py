@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llmcalc.boundary import INT64_SAFE, count, is_array, largest, positive_number, whole_number
+from llmcalc.boundary import count, is_array, is_wide, largest, positive_number, whole_number
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
-from llmcalc.roofline.shares import check_spec
 from llmcalc.roofline.times import StepTime, step_time
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.model import ModelSpec, check_spec
 
 if TYPE_CHECKING:
     from numpy import floating
@@ -156,7 +155,7 @@ def generation(
         import numpy as np
 
         steps = np.arange(new - 1)
-        if longest + new >= INT64_SAFE:
+        if is_wide(longest + new):
             steps = steps.astype("object")
         decode = step_time(
             spec,
@@ -191,6 +190,6 @@ def _at_least_one(value: Int | IntArray, field: str, *, times: int = 1, more: in
     if smallest < 1:
         raise InvalidValueError(field, value, "must be at least 1")
     if is_array(checked):
-        wide = largest(checked) * times + more >= INT64_SAFE
+        wide = is_wide(largest(checked) * times + more)
         checked = checked.astype("object" if wide else "int64")
     return checked

@@ -10,17 +10,20 @@ PyTorch's counter does, with causal pairs and logits for the last token unless t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
-from llmcalc.boundary import choice, flag_argument
 from llmcalc.breakdown import Breakdown, Factor
-from llmcalc.eager import at_hand
-from llmcalc.roofline.counts import TOKENS, Count, Requests
-from llmcalc.roofline.programs import Largest, Piece, Program, keep
-from llmcalc.roofline.shares import Share, item_key, shares_of
-from llmcalc.spec.axes import factors
-from llmcalc.spec.items import Conv, Linear, Mix, Scan
-from llmcalc.spec.ledger import Entry
+from llmcalc.folds import transformers
+from llmcalc.folds.breakdowns import largest
+from llmcalc.folds.conventions import Conventions, conventions
+from llmcalc.folds.counts import Count
+from llmcalc.folds.owners import Owner, owners_of
+from llmcalc.folds.pieces import Fold, Kind, Piece, Shape
+from llmcalc.folds.workloads import Requests
+from llmcalc.spec.axes import Axes, extent
+from llmcalc.spec.items import Conv, Linear, Mix, Product, Scan
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import Entry, Ledger
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Flops
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.layouts import Layout
 
-__all__ = ["flops"]
+__all__ = ["flops", "products"]
 
 #: A multiply-accumulate is two operations.
 _TWO: Final = (2, "FLOP")
@@ -54,41 +57,9 @@ def flops(
 def flops(
     spec: ModelSpec,
     *,
-    batch: IntArray,
+    batch: Int | IntArray,
     new: Int | IntArray,
     past: Int | IntArray,
-    causal: bool = True,
-    logits: Literal["last", "all"] = "last",
-    mla: Literal["expanded", "absorbed"] = "expanded",
-    tensor_parallel: Int = 1,
-    layout: Layout | None = None,
-    rank: Int | None = None,
-    mixed_with: Sequence[Requests] = (),
-    convention: Literal["model", "transformers"] = "model",
-) -> Breakdown[Flops, IntArray]: ...
-@overload
-def flops(
-    spec: ModelSpec,
-    *,
-    batch: Int,
-    new: IntArray,
-    past: Int | IntArray,
-    causal: bool = True,
-    logits: Literal["last", "all"] = "last",
-    mla: Literal["expanded", "absorbed"] = "expanded",
-    tensor_parallel: Int = 1,
-    layout: Layout | None = None,
-    rank: Int | None = None,
-    mixed_with: Sequence[Requests] = (),
-    convention: Literal["model", "transformers"] = "model",
-) -> Breakdown[Flops, IntArray]: ...
-@overload
-def flops(
-    spec: ModelSpec,
-    *,
-    batch: Int,
-    new: Int,
-    past: IntArray,
     causal: bool = True,
     logits: Literal["last", "all"] = "last",
     mla: Literal["expanded", "absorbed"] = "expanded",
@@ -152,109 +123,124 @@ def flops(
       output  2 FLOP x 128256 vocab x 4096 embed x 1 tokens = 1 050 673 152 FLOP
       total 1 050 673 152 FLOP
     """
-    flag_argument(causal, "causal")
-    choice(logits, "logits", ("last", "all"))
-    choice(mla, "mla", ("expanded", "absorbed"))
-    choice(convention, "convention", ("model", "transformers"))
-    everything, absorbed, eager = logits == "all", mla == "absorbed", convention == "transformers"
-    found = Largest()
-    for share in shares_of(spec, tensor_parallel, layout, rank):
-        fold = products(
-            spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=eager
+    how = conventions(causal=causal, logits=logits, mla=mla, convention=convention)
+    folds = [
+        (
+            owner.title,
+            products(spec.ledger, owner, how),
+            owner.workload(batch, new, past, mixed_with),
         )
-        found.add(share, fold)
-    return found.breakdown(
-        Flops, f"FLOPs of {spec.name}", lambda share: share.workload(batch, new, past, mixed_with)
+        for owner in owners_of(spec, tensor_parallel, layout, rank)
+    ]
+    return largest(Flops, f"FLOPs of {spec.name}", folds)
+
+
+def products(ledger: Ledger, owner: Owner, how: Conventions) -> Fold:
+    """Return the fold of the FLOPs that a device computes, before the workload is known."""
+    # What is read of caches and weights is no matter here.
+    how = how._replace(standard=False, experts="expected", tile=None)
+    return kept(ledger, _products, owner, how)
+
+
+def _products(ledger: Ledger, owner: Owner, how: Conventions) -> Fold:
+    if not owner.pipeline and owner.rank is not None:
+        return kept(ledger, _products, owner.whole, how).on(owner.rank.stage)
+    return Fold(piece for entry in ledger.entries for piece in _pieces(entry, owner, how))
+
+
+def _pieces(entry: Entry, owner: Owner, how: Conventions) -> Iterator[Piece]:
+    """Give what is computed of an item."""
+    item = entry.item
+    if isinstance(item, Linear):
+        yield _linear(entry, item, owner, how)
+    elif isinstance(item, Mix):
+        for part, width in zip((".scores", ".values"), how.widths(item), strict=True):
+            sides = (((item.heads, width),),)
+            yield _piece("mixing", entry, part, owner, (), sides, how.pairs(item))
+    elif isinstance(item, Conv):
+        inputs: tuple[Factor, ...] = ((item.into * item.kernel, "inputs"),)
+        sides = ((item.channels,),)
+        yield _piece("product", entry, "", owner, (), sides, how.outputs(item), inputs)
+    elif isinstance(item, Scan):
+        yield from _scan(entry, item, owner, how)
+    elif isinstance(item, Product):
+        yield _product(entry, item, owner, how)
+
+
+def _piece(
+    kind: Kind,
+    entry: Entry,
+    part: str,
+    owner: Owner,
+    before: tuple[Factor, ...],
+    sides: tuple[tuple[Axes, ...], ...],
+    count: Count,
+    beside: tuple[Factor, ...] = (),
+) -> Piece:
+    """Return what is computed of an item, or of a part of it: twice the product of all sides."""
+    split = owner.split(entry)
+    each = 2
+    for size, _ in before:
+        each *= size
+    for side in sides:
+        each *= extent(side, split)
+    for size, _ in beside:
+        each *= size
+    group, label = entry.path
+    path = (group, label, entry.item.name + part)
+    return Piece(
+        kind,
+        (group, label, entry.item.of),
+        each,
+        count,
+        1 if entry.count is None else entry.count,
+        Shape(path, (_TWO, *before), sides, split, beside),
+        (entry.place,),
+        entry.count is not None,
+        entry.uses,
     )
 
 
-def products(
-    spec: ModelSpec, share: Share, *, causal: bool, everything: bool, absorbed: bool, eager: bool
-) -> Program:
-    """Return the fold of the FLOPs that a share computes, before the workload is known.
-
-    With `everything` all logits are computed; the other conventions are those of `flops`.
-    """
-    key = ("products", share.key, causal, everything, absorbed, eager)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        conventions = _Conventions(causal, everything, absorbed, eager)
-        pieces = [
-            Piece(path, item_key(path), (_TWO, *shape), count, times)
-            for entry in spec.ledger.entries
-            for times in (share.times(entry),)
-            if times is not None
-            for path, shape, count in _products(entry, share, conventions)
-        ]
-        found = keep(spec.ledger, key, pieces)
-    return found
-
-
-class _Conventions(NamedTuple):
-    causal: bool
-    everything: bool
-    absorbed: bool
-    eager: bool
-
-    def pairs(self, item: Mix) -> Count:
-        """Return the pairs of queries and keys that are computed."""
-        if self.eager:
-            kind = "attended" if item.eager_skips else "rectangle"
-            return Count(kind, "pairs", item.eager_span or at_hand(item.span))
-        return Count("pairs" if self.causal else "rectangle", "pairs", item.span)
-
-    def tokens(self, item: Linear, joint: bool) -> Count:
-        """Return the tokens that pass through a matrix."""
-        if item.tokens == "latent" and not self.absorbed:
-            span = at_hand(item.span) if self.eager else item.span
-            return Count("present", "tokens", span, joint)
-        last = item.tokens == "logits" and not self.everything
-        return Count("logits" if last else "tokens", "tokens", None, joint)
-
-
-def _products(
-    entry: Entry, share: Share, conventions: _Conventions
-) -> Iterator[tuple[tuple[str, ...], tuple[Factor, ...], Count]]:
-    """Give the path, the factors and the count of each matrix product of an item."""
-    item, split = entry.item, share.split(entry)
-    if isinstance(item, Linear):
-        yield _linear(entry, item, share, conventions)
-    elif isinstance(item, Conv):
-        shape = (*factors((item.channels,), split), (item.into * item.kernel, "inputs"))
-        outputs = Count("outputs", "outputs", item) if conventions.eager else TOKENS
-        yield entry.name, shape, outputs
-    elif isinstance(item, Scan):
-        state = factors((item.state,), split)
-        if not conventions.eager or item.eager is None:
-            yield entry.name, ((item.products, "products"), *state), TOKENS
-            return
-        for name, elements in item.eager.kinds:
-            shape = state if elements is None else ((elements, "elements"),)
-            path = (*entry.path, f"{item.name}.{name}")
-            yield path, shape, Count(name, "products", item.eager)
-    elif isinstance(item, Mix):
-        widths = (item.query_key, item.value)
-        if conventions.absorbed and item.absorbed is not None:
-            widths = item.absorbed
-        for name, width in zip(("scores", "values"), widths, strict=True):
-            shape = factors(((item.heads, width),), split)
-            yield (*entry.path, f"{item.name}.{name}"), shape, conventions.pairs(item)
-
-
-def _linear(
-    entry: Entry, item: Linear, share: Share, conventions: _Conventions
-) -> tuple[tuple[str, ...], tuple[Factor, ...], Count]:
-    split, joint = share.split(entry), share.joint(entry)
-    shape = (*factors(item.out, split), *factors((item.into,), split))
+def _linear(entry: Entry, item: Linear, owner: Owner, how: Conventions) -> Piece:
+    everyone = owner.across_replicas(entry)
+    sides = (item.out, (item.into,))
+    before: tuple[Factor, ...] = ()
+    count = how.tokens(item, everyone)
     if item.active is not None and item.experts is not None:
-        dealt = share.dealt(entry, item.experts)
-        if dealt is not None:
-            of = (item.experts.size, item.active, *dealt)
-            return entry.name, shape, Count("assigned", "tokens in experts", of, joint)
-        used = item.active
-        if conventions.eager and item.eager_active:
-            used = item.eager_active
-        shape = ((used, "experts per token"), *shape)
+        own = owner.experts(entry, item.experts)
+        if own is None:
+            before = ((how.active(item) or 0, "experts per token"),)
+        else:
+            of = (item.experts.size, item.active, *own)
+            count = Count("assigned", "tokens in experts", of, everyone)
     elif item.blocks is not None:
-        shape = (*factors(((item.blocks,),), split), *shape)
-    return entry.name, shape, conventions.tokens(item, joint)
+        sides = (((item.blocks,),), *sides)
+    return _piece("product", entry, "", owner, before, sides, count)
+
+
+def _product(entry: Entry, item: Product, owner: Owner, how: Conventions) -> Piece:
+    everyone = owner.across_replicas(entry)
+    count, before = how.new(everyone), ()
+    if item.active is not None and item.experts is not None:
+        own = owner.experts(entry, item.experts)
+        if own is None:
+            before = ((item.active, "experts per token"),)
+        else:
+            of = (item.experts.size, item.active, *own)
+            count = Count("assigned", "tokens in experts", of, everyone)
+    return _piece("product", entry, "", owner, before, ((item.axes,),), count)
+
+
+def _scan(entry: Entry, item: Scan, owner: Owner, how: Conventions) -> Iterator[Piece]:
+    state = ((item.state,),)
+    if not how.transformers or item.in_transformers is None:
+        before: tuple[Factor, ...] = ((item.products, "products"),)
+        yield _piece("product", entry, "", owner, before, state, how.new())
+        return
+    for name, elements, eager in transformers.products(item):
+        count = Count(name, "products", eager)
+        if elements is None:
+            yield _piece("product", entry, f".{name}", owner, (), state, count)
+        else:
+            before = ((elements, "elements"),)
+            yield _piece("product", entry, f".{name}", owner, before, (), count)

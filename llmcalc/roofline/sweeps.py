@@ -24,9 +24,9 @@ import attrs
 
 from llmcalc import formats, hardware, memory
 from llmcalc.boundary import (
-    INT64_SAFE,
     choice,
     integer_array,
+    is_wide,
     larger,
     largest,
     several,
@@ -313,8 +313,8 @@ def _workload(*, batch: object, new: object, past: object) -> _Workload:
     except ValueError:
         shapes = {field: array.shape for field, array in checked.items()}
         raise InvalidValueError(", ".join(given), shapes, "shapes must broadcast") from None
-    safe = sum(map(largest, arrays)) < INT64_SAFE
-    return _Workload(*(a.astype(np.int64 if safe else np.object_).ravel() for a in arrays))
+    wide = is_wide(sum(map(largest, arrays)))
+    return _Workload(*(a.astype(np.object_ if wide else np.int64).ravel() for a in arrays))
 
 
 def sweep(

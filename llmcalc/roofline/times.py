@@ -16,48 +16,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
 from llmcalc import formats, hardware
-from llmcalc.boundary import (
-    choice,
-    flag_argument,
-    is_array,
-    larger,
-    positive_number,
-    positive_numbers,
-)
+from llmcalc.boundary import choice, is_array, larger, positive_number, positive_numbers
 from llmcalc.breakdown import Breakdown
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
+from llmcalc.folds.breakdowns import FoldBreakdown
+from llmcalc.folds.conventions import conventions
+from llmcalc.folds.counts import ExpertReads, Sums
+from llmcalc.folds.owners import owners_of
+from llmcalc.folds.pieces import Operation
+from llmcalc.folds.storage import Formats
+from llmcalc.folds.workloads import Requests, Values, Workload, broadcast, evaluate
 from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
-from llmcalc.roofline.communication import Collective, exchanges, of_step
-from llmcalc.roofline.counts import (
-    ExpertReads,
-    Index,
-    Requests,
-    Sums,
-    Values,
-    Workload,
-    broadcast,
-    by_blocks,
-)
+from llmcalc.roofline.communication import Collective, Exchanges, exchanges, of_step
 from llmcalc.roofline.products import products
-from llmcalc.roofline.programs import ItemKey, Program, StepBreakdown
-from llmcalc.roofline.shares import shares_of
-from llmcalc.roofline.traffic import conventions_of, moves
-from llmcalc.spec.ledger import ONE_ROW
+from llmcalc.roofline.traffic import moves
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import ONE_ROW, Ledger
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, Flops
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
+    from llmcalc.folds.storage import StateFormat
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
-    from llmcalc.memory import StateFormat
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
 
@@ -72,7 +60,7 @@ Bound: TypeAlias = Literal["compute", "memory"]
 class ItemTime(DescribedArrays):
     """The least time of one item in all layers that have it; seconds are floats or arrays."""
 
-    path: ItemKey
+    path: Operation
     flops: Any
     bytes: Any
     compute_seconds: Any
@@ -114,18 +102,26 @@ class StepTime(DescribedArrays):
     collective_latency_seconds: float = 0.0
     collectives: tuple[Collective, ...] = ()
 
+    @property
+    def work(self) -> FoldBreakdown[Flops, Any]:
+        """The FLOPs, with the fold that they are of."""
+        return cast("FoldBreakdown[Flops, Any]", self.flops)
+
+    @property
+    def moved(self) -> FoldBreakdown[Bytes, Any]:
+        """The bytes, with the fold that they are of."""
+        return cast("FoldBreakdown[Bytes, Any]", self.bytes)
+
     @cached_property
     def items(self) -> tuple[ItemTime, ...]:
         """The items of the step, in the order of the model."""
-        work = cast("StepBreakdown[Flops, Any]", self.flops).values.total
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes).values.total
+        work, moved = self.work.values.total, self.moved.values.total
         found = ((key, work(flops), moved(size)) for key, flops, size in self._sums())
         return tuple(ItemTime(*one, *self._times(*one[1:])) for one in found)
 
-    def _sums(self) -> Iterator[tuple[ItemKey, Sums, Sums]]:
+    def _sums(self) -> Iterator[tuple[Operation, Sums, Sums]]:
         """Give what the FLOPs and the bytes of each item are the sums of."""
-        done = cast("StepBreakdown[Flops, Any]", self.flops).program.items
-        read = cast("StepBreakdown[Bytes, Any]", self.bytes).program.items
+        done, read = self.work.fold.operations, self.moved.fold.operations
         for key, sums in read.items():
             yield key, done.get(key, ()), sums
         for key, sums in done.items():
@@ -141,53 +137,30 @@ class StepTime(DescribedArrays):
     @cached_property
     def items_seconds(self) -> Any:
         """Each item's longer time, summed."""
-        work = cast("StepBreakdown[Flops, Any]", self.flops)
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
+        work, moved = self.work, self.moved
         # What is the same for all contexts is summed apart: it has fewer different values.
-        late_items = work.program.late_items | moved.program.late_items
-        if self._shape is None:
-            return self._add_numbers(late_items, work.values, moved.values)
+        late_items = work.fold.late | moved.fold.late
         early: Items = []
         late: Items = []
         for key, flops, size in self._sums():
             (late if key in late_items else early).append((flops, size))
-        return self._by_blocks(early, late, work.values, moved.values)
+        if self._shape is None:
+            return self._add(early, work.values, moved.values) + self._add(
+                late, work.values, moved.values
+            )
+        return evaluate(
+            (work.values, moved.values),
+            lambda work, moved: self._add_arrays(early, work, moved),
+            lambda begin, work, moved: begin + self._add_arrays(late, work, moved),
+        )
 
-    def _add_numbers(self, late_items: frozenset[ItemKey], work: Values, moved: Values) -> float:
+    def _add(self, items: Items, work: Values, moved: Values) -> float:
         peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
-        early = late = 0.0
-        for key, flops, size in self._sums():
+        total = 0.0
+        for flops, size in items:
             compute, memory = float(work.sum(flops)) / peak, float(moved.sum(size)) / bandwidth
-            seconds = compute if compute > memory else memory
-            if key in late_items:
-                late += seconds
-            else:
-                early += seconds
-        return early + late
-
-    def _by_blocks(self, early: Items, late: Items, work: Values, moved: Values) -> Any:
-        import numpy as np
-
-        shape = self._shape or ()
-        few, add = (work.early(), moved.early()), self._add_arrays
-        table = at = None
-        if few[0] and few[1]:
-            table, at = add(early, few[0][0], few[1][0]), few[0][1]
-            if at is None:
-                table = np.broadcast_to(table, shape)
-            else:
-                at = np.broadcast_to(at, shape)
-
-        def seconds(index: Index, work: Values, moved: Values) -> Any:
-            if table is None:
-                first = add(early, work, moved)
-            elif at is None:
-                first = table[index]
-            else:
-                first = table[at[index]]
-            return first + add(late, work, moved)
-
-        return by_blocks(shape, (work, moved), seconds)
+            total += compute if compute > memory else memory
+        return total
 
     def _add_arrays(self, items: Items, work: Values, moved: Values) -> Any:
         found: dict[tuple[Sums, Sums], Any] = {}
@@ -223,8 +196,12 @@ class StepTime(DescribedArrays):
     @cached_property
     def memory_bytes(self) -> Any:
         """The bytes of weights and caches, which any step has to move; activations excluded."""
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
-        return moved.of(moved.program.but("activations"))
+        return self.moved.of(self._memory)
+
+    @property
+    def _memory(self) -> Sums:
+        """The sum of all bytes but those of activations."""
+        return self.moved.fold.of("weights", "cache read", "cache written")
 
     @property
     def memory_seconds(self) -> Any:
@@ -236,15 +213,17 @@ class StepTime(DescribedArrays):
         """The floor: the longer of `compute_seconds` and `memory_seconds`."""
         if self._shape is None:
             return larger(self.compute_seconds, self.memory_seconds)
-        work = cast("StepBreakdown[Flops, Any]", self.flops)
-        moved = cast("StepBreakdown[Bytes, Any]", self.bytes)
-        flops = work.values.of_blocks(work.program.total)
-        size = moved.values.of_blocks(moved.program.but("activations"))
+        work, moved = self.work.values, self.moved.values
+        early, late = work.halves(self.work.fold.of())
+        first, rest = moved.halves(self._memory)
 
-        def seconds(index: Index, work: Values, moved: Values) -> Any:
-            return larger(*self._times(flops(index, work), size(index, moved)))
+        def begin(work: Values, moved: Values) -> tuple[Any, Any]:
+            return work.sum(early) if early else None, moved.sum(first) if first else None
 
-        return by_blocks(self._shape, (work.values, moved.values), seconds)
+        def finish(begun: tuple[Any, Any], work: Values, moved: Values) -> Any:
+            return larger(*self._times(work.sum(late, begun[0]), moved.sum(rest, begun[1])))
+
+        return evaluate((work, moved), begin, finish)
 
     @property
     def bound(self) -> Any:
@@ -310,7 +289,7 @@ class StepTime(DescribedArrays):
 
     @property
     def _shape(self) -> tuple[int, ...] | None:
-        return cast("StepBreakdown[Flops, Any]", self.flops).values.shape
+        return self.work.values.shape
 
     def _whole(self, value: Any) -> Any:
         """Return a figure in the shape of all arguments."""
@@ -343,7 +322,7 @@ def _bound(compute: Any, memory: Any) -> Any:
     return "compute" if compute > memory else "memory"
 
 
-def _name(path: ItemKey) -> str:
+def _name(path: Operation) -> str:
     return ".".join(filter(None, path))
 
 
@@ -402,91 +381,80 @@ def step_time(
     (62.3, 'compute')
     """
     chip = hardware.get(device)
-    [share] = shares_of(spec, tensor_parallel, layout, pipeline=True)
+    [owner] = owners_of(spec, tensor_parallel, layout, pipeline=True)
+    ledger, given = spec.ledger, Formats.given(weights, kv, state, index, activations)
     if compute is None:
-        number = _number_format(spec, chip, weights, activations)
+        number = _number_format(ledger, chip, given)
     else:
         number = choice(compute, "compute", NUMBER_FORMATS)
     peak = chip.peak(number)
     rate = link_bytes_per_second
     rate = None if rate is None else positive_number(rate, "link_bytes_per_second")
     latency = positive_number(collective_latency_seconds, "collective_latency_seconds", zero=True)
-    flag_argument(causal, "causal")
-    conventions = conventions_of(
-        weights=weights,
-        kv=kv,
-        state=state,
-        index=index,
-        activations=activations,
+    how = conventions(
         causal=causal,
         logits=logits,
-        attention=attention,
         mla=mla,
+        attention=attention,
         experts=experts,
         query_tile=query_tile,
     )
-    everything, absorbed = conventions.everything, conventions.absorbed
-    workload = share.workload(batch, new, past, mixed_with)
-    work = products(
-        spec, share, causal=causal, everything=everything, absorbed=absorbed, eager=False
-    )
-    moved = moves(spec, share, conventions)
-    link: dict[str, Any] = {}
-    if share.rank is not None:
-        exchanged = exchanges(spec, share, activations, everything=everything, absorbed=absorbed)
-        link = _link(chip, exchanged, workload, rate, latency)
+    workload = owner.workload(batch, new, past, mixed_with)
+    work = products(ledger, owner, how)
+    moved = moves(ledger, owner, how, given)
+    link = _NO_LINK
+    if owner.rank is not None:
+        link = _link(chip, exchanges(ledger, owner, how, activations), workload, rate)
     return StepTime(
         device=chip,
         peak_flops=peak,
-        flops=StepBreakdown(Flops, f"FLOPs of {spec.name}{share.title}", work, workload),
-        bytes=StepBreakdown(Bytes, f"Bytes moved by {spec.name}{share.title}", moved, workload),
-        **link,
+        flops=FoldBreakdown(Flops, f"FLOPs of {spec.name}{owner.title}", work, workload),
+        bytes=FoldBreakdown(Bytes, f"Bytes moved by {spec.name}{owner.title}", moved, workload),
+        link=link.name,
+        link_bytes_per_second=link.bytes_per_second,
+        collective_latency_seconds=latency if link.collectives else 0.0,
+        collectives=link.collectives,
     )
 
 
-def _number_format(
-    spec: ModelSpec,
-    device: DeviceSpec,
-    weights: str | Format | Scheme,
-    activations: str | Format,
-) -> str:
+def _number_format(ledger: Ledger, device: DeviceSpec, given: Formats) -> str:
     """Return the number format that most of the weights are multiplied in."""
-    scheme = formats.scheme(weights, spec)
-    main = scheme.uniform or _main_format(spec, scheme, weights)
-    number = main.number_format
-    if number in device.peak_flops:
-        return cast("str", number)
-    return formats.get(activations, "activations").name
+    number = kept(ledger, _main_format, given.weights).number_format
+    return number if number is not None and number in device.peak_flops else given.element().name
 
 
-def _main_format(spec: ModelSpec, scheme: Scheme, weights: str | Format | Scheme) -> Format:
-    """Return the format that most elements of the matrices have."""
-    key = ("main format", weights if type(weights) is str else id(scheme))
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        elements: dict[Format, int] = {}
-        for tensor in spec.ledger.tensors:
-            if tensor.rows == ONE_ROW or not tensor.times:
-                continue
-            each = prod([size for size, _ in (*tensor.row_factors, *tensor.column_factors)])
-            for format, layers in scheme.formats_of(tensor):
-                elements[format] = elements.get(format, 0) + layers * each
-        most = max(elements, key=elements.__getitem__, default=None)
-        found = spec.ledger.keep(key, (most, scheme))
-    return cast("Format", found[0] or formats.get("bf16"))
+def _main_format(ledger: Ledger, weights: str | Format | Scheme) -> Format:
+    """Return the format that most elements of the matrices in layers have."""
+    scheme = formats.scheme(weights, ledger.spec)
+    if scheme.uniform is not None:
+        return scheme.uniform
+    elements: dict[Format, int] = {}
+    for tensor in ledger.tensors:
+        if tensor.rows == ONE_ROW or not tensor.times:
+            continue
+        for format, layers in scheme.formats_of(tensor):
+            elements[format] = elements.get(format, 0) + layers * tensor.elements
+    most = max(elements, key=elements.__getitem__, default=None)
+    return most or formats.get("bf16")
+
+
+class _Link(NamedTuple):
+    """What a step exchanges, and over which link."""
+
+    name: str | None
+    bytes_per_second: float | None
+    collectives: tuple[Collective, ...]
+
+
+_NO_LINK: Final = _Link(None, None, ())
 
 
 def _link(
-    device: DeviceSpec,
-    exchanged: Program,
-    workload: Workload,
-    bytes_per_second: float | None,
-    latency_seconds: float,
-) -> dict[str, Any]:
-    """Return what a step exchanges, and over which link."""
+    device: DeviceSpec, exchanged: Exchanges, workload: Workload, bytes_per_second: float | None
+) -> _Link:
     found = of_step(exchanged, workload)
     if not found:
-        return {}
+        return _NO_LINK
     name, rate = "given", bytes_per_second
     if rate is None and device.link_bytes_per_second_per_direction is not None:
         name, rate = device.link or "link", device.link_bytes_per_second_per_direction
@@ -495,9 +463,4 @@ def _link(
     if rate is None:
         rule = f"must be given: {device.name} has no figure for a link"
         raise InvalidValueError("link_bytes_per_second", None, rule)
-    return {
-        "collectives": found,
-        "link": name,
-        "link_bytes_per_second": float(rate),
-        "collective_latency_seconds": latency_seconds,
-    }
+    return _Link(name, float(rate), found)

@@ -1,8 +1,7 @@
 r"""The bytes that a whole model's step moves, as a fold over its ledger.
 
 * `bytes_moved`: what one step reads from and writes to a device's memory, item by item.
-* `moves`: that fold before the workload is known, under the conventions of a `Traffic`.
-* `conventions_of`: the conventions that the arguments of a call state.
+* `moves`: that fold before the workload is known.
 
 Conventions: every weight that a step needs is read once, an embedding table by the rows that are
 looked up. Keys and values at hand are read once a request and KV head, however many queries share
@@ -12,32 +11,31 @@ product, convolution, norm and attention reads and writes, with nothing fused bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import attrs
-
-from llmcalc import formats
-from llmcalc.boundary import choice, flag_argument, tile_size
 from llmcalc.breakdown import Breakdown, Factor
-from llmcalc.memory import cache_format, cache_formats, stored
-from llmcalc.roofline.counts import EXPERT_READS, ONCE, TOKENS, Count, ExpertReads, Requests
-from llmcalc.roofline.programs import Largest, Piece, Program, keep
-from llmcalc.roofline.shares import Share, item_key, shares_of
-from llmcalc.spec.axes import Axes, Axis, factors
+from llmcalc.folds.breakdowns import largest
+from llmcalc.folds.conventions import Conventions, conventions
+from llmcalc.folds.counts import ONCE, TOKENS, Count, ExpertReads
+from llmcalc.folds.owners import Owner, owners_of
+from llmcalc.folds.pieces import Fold, Kind, Piece, Shape, Stored
+from llmcalc.folds.storage import CacheFormats, Formats, cache_pieces, formats_in
+from llmcalc.folds.workloads import Requests
+from llmcalc.spec.axes import Axes, Axis, extent
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
-from llmcalc.spec.ledger import Entry
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
 from llmcalc.spec.model import ModelSpec
-from llmcalc.spec.spans import Chunk, Full, Span, Window
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
+    from llmcalc.folds.storage import LayersOf, StateFormat
     from llmcalc.formats import Format, Scheme
     from llmcalc.layouts import Layout
-    from llmcalc.memory import StateFormat
 
-__all__ = ["bytes_moved"]
+__all__ = ["bytes_moved", "moves"]
 
 
 @overload
@@ -67,55 +65,9 @@ def bytes_moved(
 def bytes_moved(
     spec: ModelSpec,
     *,
-    batch: IntArray,
+    batch: Int | IntArray,
     new: Int | IntArray,
     past: Int | IntArray,
-    weights: str | Format | Scheme,
-    kv: str | Format,
-    state: StateFormat = "fp32",
-    index: str | Format | None = None,
-    activations: str | Format = "bf16",
-    causal: bool = True,
-    logits: Literal["last", "all"] = "last",
-    attention: Literal["flash", "standard"] = "flash",
-    mla: Literal["expanded", "absorbed"] = "expanded",
-    experts: ExpertReads = "expected",
-    query_tile: Int | None = None,
-    tensor_parallel: Int = 1,
-    layout: Layout | None = None,
-    rank: Int | None = None,
-    mixed_with: Sequence[Requests] = (),
-) -> Breakdown[Bytes, IntArray]: ...
-@overload
-def bytes_moved(
-    spec: ModelSpec,
-    *,
-    batch: Int,
-    new: IntArray,
-    past: Int | IntArray,
-    weights: str | Format | Scheme,
-    kv: str | Format,
-    state: StateFormat = "fp32",
-    index: str | Format | None = None,
-    activations: str | Format = "bf16",
-    causal: bool = True,
-    logits: Literal["last", "all"] = "last",
-    attention: Literal["flash", "standard"] = "flash",
-    mla: Literal["expanded", "absorbed"] = "expanded",
-    experts: ExpertReads = "expected",
-    query_tile: Int | None = None,
-    tensor_parallel: Int = 1,
-    layout: Layout | None = None,
-    rank: Int | None = None,
-    mixed_with: Sequence[Requests] = (),
-) -> Breakdown[Bytes, IntArray]: ...
-@overload
-def bytes_moved(
-    spec: ModelSpec,
-    *,
-    batch: Int,
-    new: Int,
-    past: IntArray,
     weights: str | Format | Scheme,
     kv: str | Format,
     state: StateFormat = "fp32",
@@ -185,242 +137,221 @@ def bytes_moved(
     cache written        131,072
     activations        7,096,832
     """
-    flag_argument(causal, "causal")
-    conventions = conventions_of(
-        weights=weights,
-        kv=kv,
-        state=state,
-        index=index,
-        activations=activations,
+    how = conventions(
         causal=causal,
         logits=logits,
-        attention=attention,
         mla=mla,
+        attention=attention,
         experts=experts,
         query_tile=query_tile,
     )
-    found = Largest()
-    for share in shares_of(spec, tensor_parallel, layout, rank):
-        found.add(share, moves(spec, share, conventions))
-    return found.breakdown(
-        Bytes,
-        f"Bytes moved by {spec.name}",
-        lambda share: share.workload(batch, new, past, mixed_with),
+    owners = owners_of(spec, tensor_parallel, layout, rank)
+    formats = Formats.given(weights, kv, state, index, activations)
+    folds = [
+        (
+            owner.title,
+            moves(spec.ledger, owner, how, formats),
+            owner.workload(batch, new, past, mixed_with),
+        )
+        for owner in owners
+    ]
+    return largest(Bytes, f"Bytes moved by {spec.name}", folds)
+
+
+def moves(ledger: Ledger, owner: Owner, how: Conventions, formats: Formats) -> Fold:
+    """Return the fold of the bytes that a device moves, before the workload is known."""
+    return kept(ledger, _moves, owner, how, formats)
+
+
+def _moves(ledger: Ledger, owner: Owner, how: Conventions, formats: Formats) -> Fold:
+    if not owner.pipeline and owner.rank is not None:
+        return moves(ledger, owner.whole, how, formats).on(owner.rank.stage)
+    pieces = [
+        *_weights(ledger, owner, how, formats.scheme(ledger)),
+        *_caches(ledger, owner, how, formats.caches()),
+        *_activations(ledger, owner, how, formats.element()),
+    ]
+    return Fold(pieces)
+
+
+# Weights ------------------------------------------------------------------------------------
+
+
+def _kinds_of_reads(ledger: Ledger, scheme: Scheme) -> tuple[tuple[LayersOf, ...], ...]:
+    return tuple(formats_in(ledger, scheme, [tensor for _, tensor in ledger.weight_reads]))
+
+
+def _weights(ledger: Ledger, owner: Owner, how: Conventions, scheme: Scheme) -> Iterator[Piece]:
+    """Give what is read of the weights: all of a matrix, of a table the rows looked up."""
+    uniform = scheme.uniform
+    every: tuple[tuple[LayersOf, ...], ...]
+    if uniform is not None:
+        every = (((uniform, None),),) * len(ledger.weight_reads)
+    else:
+        every = kept(ledger, _kinds_of_reads, scheme)
+    for (entry, tensor), kinds in zip(ledger.weight_reads, every, strict=True):
+        item = entry.item
+        if isinstance(item, Table):
+            if item.looked_up:
+                yield from _lookups(entry, item, tensor, kinds, owner)
+            continue
+        split = owner.split(entry)
+        matrices, rows, columns = tensor.extents(split)
+        sides, stacked, count = tensor.rows, tensor.stacked, ONCE
+        if isinstance(item, Linear) and item.active is not None and item.experts is not None:
+            # Each of the experts that are read is read whole.
+            of = (item.experts.size, item.active, matrices, how.experts)
+            count = Count("touched", "experts read", of, owner.across_replicas(entry))
+            sides, stacked, matrices = tuple([piece[1:] for piece in sides]), 0, 1
+        group, label, name = tensor.path
+        for format, numbers in kinds:
+            each = format.bytes(rows=rows, columns=columns, matrices=matrices)
+            title = name if numbers is None else f"{name} {format.name}"
+            path = ("weights", group, label, title)
+            words = Stored(path, format, sides, tensor.columns, split, stacked)
+            yield _read(entry, each, count, words, numbers)
+
+
+def _lookups(
+    entry: Entry, item: Table, tensor: StoredTensor, kinds: tuple[LayersOf, ...], owner: Owner
+) -> Iterator[Piece]:
+    """Give the rows of a table that tokens look up; of experts those that the rank has."""
+    split = owner.split(entry)
+    width = extent(tensor.columns, split)
+    rows: tuple[Factor, ...] = () if item.looked_up == 1 else ((item.looked_up, "rows a token"),)
+    count, many = TOKENS, item.looked_up
+    own = owner.experts(entry, item.rows) if item.routed else None
+    if own is not None:
+        of = (item.rows.size, item.looked_up, *own)
+        count = Count("assigned", "rows looked up", of, owner.across_replicas(entry))
+        rows, many = (), 1
+    group, label, name = tensor.path
+    for format, numbers in kinds:
+        title = name if numbers is None else f"{name} {format.name}"
+        words = Stored(
+            ("weights", group, label, title), format, ((),), tensor.columns, split, 0, rows
+        )
+        yield _read(entry, many * format.bytes(rows=1, columns=width), count, words, numbers)
+
+
+def _read(
+    entry: Entry, each: int, count: Count, words: Stored, numbers: tuple[int, ...] | None
+) -> Piece:
+    layers = 1 if entry.count is None else entry.count
+    return Piece(
+        "weights",
+        entry.operation,
+        each,
+        count,
+        layers if numbers is None else len(numbers),
+        words,
+        (entry.place,),
+        entry.count is not None,
+        entry.uses,
+        numbers,
     )
 
 
-class Traffic(NamedTuple):
-    """The conventions of `bytes_moved`; with `everything` all logits are computed."""
-
-    weights: str | Format | Scheme
-    kv: str | Format
-    state: StateFormat
-    indexer: str | Format | None
-    activations: str | Format
-    causal: bool
-    everything: bool
-    standard: bool
-    absorbed: bool
-    experts: ExpertReads
-    tile: int | None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What tells programs of these conventions from others; no two objects share an id."""
-        return tuple([v if v is None or type(v) in _SIMPLE else _identity(v) for v in self])
-
-    def attended(self, span: Span) -> Count:
-        """Return the slots that are read: the keys of attention again by every tile."""
-        # What a mask would hide is read without one; what nobody picked is not.
-        everything = not self.causal and isinstance(span, Full | Window | Chunk)
-        if self.tile is None or self.standard:
-            return Count("present" if everything else "fetched", span.slot_name, span)
-        kind = "tile rectangle" if everything else "tiled"
-        return Count(kind, f"{span.slot_name}, by tiles of {self.tile}", (span, self.tile))
-
-    def latents(self, span: Span, joint: bool = False) -> Count:
-        """Return the tokens of a latent cache that pass through a matrix."""
-        return TOKENS if self.absorbed else Count("present", "tokens", span, joint)
+# Caches -------------------------------------------------------------------------------------
 
 
-#: What is told apart by its value; other conventions are objects.
-_SIMPLE: Final = (str, int, bool)
+def _caches(
+    ledger: Ledger, owner: Owner, how: Conventions, elements: CacheFormats
+) -> Iterator[Piece]:
+    """Give what is read and written of the caches."""
+    for entry, cache in ledger.cache_reads:
+        span = cache.span
+        slots = owner.slots(how.read(cache), span)
+        read = [(entry, cache, cache.shape, slots)]
+        yield from cache_pieces(read, owner, elements, "cache read", ("cache read",))
+        if cache.held:
+            slots = owner.slots(Count("written", span.slot_name, span), span)
+            written = [(entry, cache, cache.shape, slots)]
+            yield from cache_pieces(written, owner, elements, "cache written", ("cache written",))
 
 
-def _identity(value: Any) -> tuple[Any, ...]:
-    """Return what tells an object from others: its id, or that of all that a mapping holds."""
-    if isinstance(value, Mapping):
-        return tuple([(key, _identity(held)) for key, held in value.items()])
-    return ("is", value) if type(value) in _SIMPLE else ("id", id(value))
+# Activations --------------------------------------------------------------------------------
 
 
-def conventions_of(
-    *,
-    weights: str | Format | Scheme,
-    kv: str | Format,
-    state: StateFormat,
-    index: str | Format | None,
-    activations: str | Format,
-    causal: bool,
-    logits: str,
-    attention: str,
-    mla: str,
-    experts: ExpertReads,
-    query_tile: Int | None,
-) -> Traffic:
-    """Return the arguments of `bytes_moved`, checked."""
-    choice(logits, "logits", ("last", "all"))
-    choice(attention, "attention", ("flash", "standard"))
-    choice(mla, "mla", ("expanded", "absorbed"))
-    choice(experts, "experts", EXPERT_READS)
-    return Traffic(
-        weights=weights,
-        kv=kv,
-        state=dict(state) if isinstance(state, Mapping) else state,
-        indexer=index,
-        activations=activations,
-        causal=causal,
-        everything=logits == "all",
-        standard=attention == "standard",
-        absorbed=mla == "absorbed",
-        experts=experts,
-        tile=tile_size(query_tile, "query_tile"),
-    )
-
-
-def moves(spec: ModelSpec, share: Share, conventions: Traffic) -> Program:
-    """Return the fold of the bytes that a share moves, before the workload is known."""
-    key = ("moves", share.key, *conventions.key)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        fold = _Fold(spec, share, conventions)
-        pieces = [*fold.weights(), *fold.caches(), *fold.activations()]
-        found = keep(spec.ledger, key, pieces, conventions)
-    return found
-
-
-class _Fold:
-    """The pieces of the bytes that a share moves."""
-
-    def __init__(self, spec: ModelSpec, share: Share, conventions: Traffic) -> None:
-        self._spec, self._share, self._conventions = spec, share, conventions
-        self._scheme = formats.scheme(conventions.weights, spec)
-        self._caches = cache_formats(conventions.kv, conventions.state, conventions.indexer)
-        self._element = stored((), formats.get(conventions.activations, "activations"))
-
-    def weights(self) -> Iterator[Piece]:
-        """Give what is read of the weights: all of a matrix, of a table the rows looked up."""
-        for entry, tensor in self._spec.ledger.weight_reads:
-            item, share = entry.item, self._share
-            times = share.times(entry)
-            if times is None:
-                continue
-            rows, columns = tensor.share(share.split(entry))
-            count = ONCE
-            lookups: tuple[Factor, ...] = ()
-            if isinstance(item, Table):
-                if not item.looked_up:
-                    continue
-                rows, count = (), TOKENS
-                lookups = () if item.looked_up == 1 else ((item.looked_up, "rows a token"),)
-            elif isinstance(item, Linear) and item.active is not None and item.experts is not None:
-                own = [size for size, name in rows if name == "experts"]
-                rows = tuple(factor for factor in rows if factor[1] != "experts")
-                of = (item.experts.size, item.active, *own, self._conventions.experts)
-                count = Count("touched", "experts read", of, share.joint(entry))
-            numbers = None
-            if share.rank is not None and not share.pipeline:
-                numbers = share.rank.stage.numbers_of(tensor)
-            length = len(tensor.times)
-            one_matrix = attrs.evolve(tensor, active=None) if count.kind == "touched" else tensor
-            for path, held in self._scheme.stored(one_matrix, rows, columns, numbers):
-                shape, layers = (held[:-length], held[-length:]) if length else (held, ())
-                yield Piece(("weights", *path), entry_key(entry), (*lookups, *shape), count, layers)
-
-    def caches(self) -> Iterator[Piece]:
-        """Give what is read and written of the caches."""
-        conventions, share = self._conventions, self._share
-        for entry, cache in self._spec.ledger.cache_reads:
-            times = share.times(entry)
-            if times is None:
-                continue
-            *outer, inner = cache.shape
-            split = share.attention
-            held = stored(factors(((inner,),), split), cache_format(self._caches, cache))
-            shape = (*factors((tuple(outer),), split), *held)
-            item = (*entry.path, cache.read_by)
-            span = cache.span
-            # Where latents are expanded, a matrix product reads them, and attention its result.
-            # A recurrence, a convolution and what compresses keys read their states once.
-            expanded = cache.role == "latent" and not conventions.absorbed
-            whole = expanded or cache.role in {"state", "conv"}
-            read = Count("fetched", span.slot_name, span) if whole else conventions.attended(span)
-            yield Piece(
-                ("cache read", *entry.name), item, shape, share.dealt_slots(read, span), times
-            )
-            if cache.held:
-                written = Count("written", span.slot_name, span)
-                count = share.dealt_slots(written, span)
-                yield Piece(("cache written", *entry.name), item, shape, count, times)
-
-    def activations(self) -> Iterator[Piece]:
-        """Give what each item reads and writes of what flows between them."""
-        for entry in self._spec.ledger.entries:
-            times = self._share.times(entry)
-            if times is None:
-                continue
-            split = self._share.split(entry)
-            for name, pieces, count in self._flows(entry):
-                path = ("activations", *entry.path, name)
-                shape = factors(pieces, split)
-                yield Piece(path, entry_key(entry), shape, count, (*times, *self._element))
-            item = entry.item
-            if self._conventions.standard and isinstance(item, Mix):
-                heads = factors(((item.heads,),), split)
-                yield Piece(
-                    ("activations", *entry.path, f"{item.name}.scores"),
-                    entry_key(entry),
-                    ((4, "passes"), *heads),
-                    Count("rectangle", "pairs", item.span),
-                    (*times, *self._element),
-                )
-
-    def _flows(self, entry: Entry) -> Iterator[tuple[str, tuple[Axes, ...], Count]]:
-        """Give the name, the axes read and written, and the tokens of an item's activations."""
-        item, conventions, share = entry.item, self._conventions, self._share
-        tokens = TOKENS._replace(joint=share.joint(entry))
-        last = tokens if conventions.everything else tokens._replace(kind="logits")
+def _activations(ledger: Ledger, owner: Owner, how: Conventions, format: Format) -> Iterator[Piece]:
+    """Give what each item reads and writes of what flows between them."""
+    element: tuple[Factor, ...] = ((format.slot_bytes(1), "bytes"),)
+    if format.is_plain:
+        element = format.row_factors(())
+    for entry in ledger.entries:
+        item = entry.item
+        everyone = owner.across_replicas(entry)
         if isinstance(item, Linear):
-            pieces = (item.into, *item.out)
-            if item.tokens == "latent":
-                tokens = conventions.latents(item.span, tokens.joint)
-            elif item.tokens == "logits":
-                tokens = last
-            if item.active is not None and item.experts is not None:
-                dealt = share.dealt(entry, item.experts)
-                if dealt is None:
-                    used = Axis("experts per token", item.active)
-                    pieces = tuple((used, *piece) for piece in pieces)
-                else:
-                    of = (item.experts.size, item.active, *dealt)
-                    tokens = Count("assigned", "tokens in experts", of, tokens.joint)
-            yield item.name, pieces, tokens
+            flow = _through(entry, item, owner, how)
+            yield _flow("activations", entry, "", owner, *flow, element)
         elif isinstance(item, Mix):
-            query_key, value = item.query_key, item.value
-            if item.absorbed is not None:
-                if conventions.absorbed:
-                    query_key, value = item.absorbed
-                else:  # the expanded keys and values, which are no cache
-                    pieces = ((item.heads, query_key), (item.heads, value))
-                    yield f"{item.name}.expanded", pieces, conventions.attended(item.span)
-            yield item.name, ((item.heads, query_key), (item.heads, value)), tokens
+            yield from _mixed(entry, item, owner, how, element)
         elif isinstance(item, Conv):
-            yield item.name, (item.channels, item.channels), tokens
+            sides = (item.channels, item.channels)
+            yield _flow("activations", entry, "", owner, sides, how.new(everyone), element)
         elif isinstance(item, Scale) and item.vectors is not None:
             normed = (*item.vectors, *item.axes)
-            yield item.name, (normed, normed), last if entry.after else tokens
+            count = how.logits(everyone) if entry.after else how.new(everyone)
+            yield _flow("activations", entry, "", owner, (normed, normed), count, element)
 
 
-def entry_key(entry: Entry) -> tuple[str, ...]:
-    """Return the item that an entry belongs to."""
-    return item_key(entry.name)
+def _through(
+    entry: Entry, item: Linear, owner: Owner, how: Conventions
+) -> tuple[tuple[Axes, ...], Count]:
+    """Return what flows into and out of a matrix, and the tokens that do."""
+    everyone = owner.across_replicas(entry)
+    flows = (item.into, *item.out)
+    if item.active is None or item.experts is None:
+        return flows, how.tokens(item, everyone)
+    own = owner.experts(entry, item.experts)
+    if own is None:
+        used = Axis("experts per token", item.active)
+        return tuple([(used, *axes) for axes in flows]), how.tokens(item, everyone)
+    of = (item.experts.size, item.active, *own)
+    return flows, Count("assigned", "tokens in experts", of, everyone)
+
+
+def _mixed(
+    entry: Entry, item: Mix, owner: Owner, how: Conventions, element: tuple[Factor, ...]
+) -> Iterator[Piece]:
+    """Give queries, keys and values, and the scores of attention that writes them."""
+    query_key, value = how.widths(item)
+    flows = ((item.heads, query_key), (item.heads, value))
+    if item.absorbed is not None and not how.absorbed:
+        # The expanded keys and values, which are no cache.
+        slots = how.attended(item.span)
+        yield _flow("activations", entry, ".expanded", owner, flows, slots, element)
+    new = how.new(owner.across_replicas(entry))
+    yield _flow("activations", entry, "", owner, flows, new, element)
+    if how.standard:
+        count, heads = Count("rectangle", "pairs", item.span), ((item.heads,),)
+        yield _flow("scores", entry, ".scores", owner, heads, count, element, ((4, "passes"),))
+
+
+def _flow(
+    kind: Kind,
+    entry: Entry,
+    part: str,
+    owner: Owner,
+    flows: tuple[Axes, ...],
+    count: Count,
+    element: tuple[Factor, ...],
+    before: tuple[Factor, ...] = (),
+) -> Piece:
+    split = owner.split(entry)
+    each = extent(flows, split)
+    for size, _ in (*before, *element):
+        each *= size
+    group, label = entry.path
+    path = ("activations", group, label, entry.item.name + part)
+    return Piece(
+        kind,
+        (group, label, entry.item.of),
+        each,
+        count,
+        1 if entry.count is None else entry.count,
+        Shape(path, before, (flows,), split, (), element),
+        (entry.place,),
+        entry.count is not None,
+        entry.uses,
+    )

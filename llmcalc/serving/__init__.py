@@ -30,13 +30,10 @@ from typing import TYPE_CHECKING
 from llmcalc.lazy import exports
 
 if TYPE_CHECKING:
-    from llmcalc.serving.budgets import (
-        Budget,
-        activation_peak,
-        budget,
-        loaded_weights,
-    )
+    from llmcalc.serving.activations import activation_peak
+    from llmcalc.serving.budgets import Budget, budget
     from llmcalc.serving.engines import Profile, profile, profiles
+    from llmcalc.serving.loading import loaded_weights
     from llmcalc.serving.logs import EngineLog, Identity, parse_log
     from llmcalc.serving.paging import Allocation, CacheGroup, allocate, policies
     from llmcalc.serving.reconciling import Comparison, Reconciliation, reconcile
@@ -64,7 +61,9 @@ __all__ = [
 __getattr__, __dir__ = exports(
     __name__,
     {
-        "budgets": ("Budget", "activation_peak", "budget", "loaded_weights"),
+        "activations": ("activation_peak",),
+        "budgets": ("Budget", "budget"),
+        "loading": ("loaded_weights",),
         "logs": ("EngineLog", "Identity", "parse_log"),
         "paging": ("Allocation", "CacheGroup", "allocate", "policies"),
         "engines": ("Profile", "profile", "profiles"),

@@ -2,499 +2,44 @@ r"""The budget of a device: what an engine subtracts from its memory until the c
 
 * `budget`: visible memory x utilisation less weights, activations and the rest: the cache pool.
 * `Budget`: the terms, and what the pool holds.
-* `loaded_weights`: what an engine's weights take once they are loaded.
-* `activation_peak`: the most that a step's intermediate results take.
 
 .. math:: \text{pool} = \text{visible} \cdot \text{utilisation} - \text{weights} -
           \text{activation peak} - \text{non-torch} - \text{graphs}
 
-Each term is the caller's, or follows from a profile (`llmcalc.serving.profile`). Other engines
+Each term is the caller's, or follows from a profile (`llmcalc.engines.get`). Other engines
 take their share elsewhere: SGLang's static fraction covers weights and pool, TensorRT-LLM's is one
 of what is free when everything else is in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from math import prod
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import attrs
 
-from llmcalc import formats, hardware, memory
+from llmcalc import hardware
 from llmcalc.boundary import whole_number
-from llmcalc.breakdown import Breakdown, Factor, Term
+from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
+from llmcalc.engines.engine import Engine, check_share
 from llmcalc.engines.pools import Used
-from llmcalc.engines.registry import DEFAULT
+from llmcalc.engines.registry import DEFAULT, with_pool
 from llmcalc.errors import InvalidValueError
+from llmcalc.folds.storage import Formats
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
-from llmcalc.layouts import Layout
-from llmcalc.serving.engines import ActivationRule, Profile, check_share, profile
+from llmcalc.layouts import Layout, chosen
+from llmcalc.serving.activations import activation_peak, is_last
+from llmcalc.serving.loading import first_ranks, loaded_on_stages, loaded_weights
 from llmcalc.serving.paging import Allocation, allocate, held_caches
-from llmcalc.spec.items import Linear
-from llmcalc.spec.model import ModelSpec
-from llmcalc.units import Bytes, MiB, format_quantity
+from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.units import Bytes, format_quantity
 
 if TYPE_CHECKING:
-    from llmcalc.memory import StateFormat
+    from llmcalc.folds.storage import StateFormat
 
-__all__ = ["Budget", "activation_peak", "budget", "loaded_weights"]
-
-#: Matrices that engines store as one, by the names of their parts.
-_FUSED = (
-    ("q", "k", "v"),
-    ("gate", "up"),
-    ("shared.gate", "shared.up"),
-    ("q_a", "kv_a"),
-    ("qkv", "gate"),
-)
-
-
-def loaded_weights(
-    spec: ModelSpec,
-    *,
-    weights: str | Format | Scheme,
-    dtype: str | Format = "bf16",
-    engine: str | Profile = DEFAULT,
-    tensor_parallel: int = 1,
-    layout: Layout | None = None,
-    rank: int | None = None,
-) -> Breakdown[Bytes]:
-    """Return what the weights take on one device once an engine has loaded them.
-
-    Beside the weights themselves (`llmcalc.memory.weight_bytes`) these are rows that pad the
-    vocabulary, the tables of rotary positions in the model's `dtype`, the copies of latent
-    attention's expansion that its absorbed form reads, what kernels for mxfp4 experts hold beyond
-    the file's tensors, and what the framework's allocator rounds up: it takes segments of 2 MiB,
-    and what is left of one is lost where that is at most 1 MiB.
-
-    >>> from llmcalc import load_model, serving
-    >>> llama = load_model("meta-llama/Llama-3.1-8B")
-    >>> dict(serving.loaded_weights(llama, weights="bf16").by())
-    {'weights': 16060522496, 'rotary tables': 33554432}
-
-    Source: vLLM's rotary_embedding (one table of cosines and sines for each kind of position),
-    vocab_parallel_embedding and mla/common; PyTorch, ``c10/cuda/CUDACachingAllocator.cpp``.
-    """
-    known = profile(engine)
-    place = memory.checked_layout(tensor_parallel, layout)
-    number = None if rank is None else whole_number(rank, "rank")
-    element = formats.get(dtype, "dtype")
-    key = ("loaded weights", *_told_apart(weights, element, known), place, number)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        stored = memory.weight_bytes(spec, weights=weights, layout=place, rank=number)
-        terms = _loaded(spec, stored, element, known, place.tensor_parallel)
-        loaded = Breakdown(Bytes, f"Loaded weights of {spec.name}", terms)
-        found = spec.ledger.keep(key, (loaded, weights, element))
-    return cast("Breakdown[Bytes]", found[0])
-
-
-def _told_apart(
-    weights: str | Format | Scheme, element: Format, known: Profile
-) -> tuple[object, ...]:
-    """Return what loaded weights depend on, beside their place.
-
-    What has no name is told apart as an object, which lives as long as what is kept.
-    """
-    named = weights if type(weights) is str else id(weights)
-    return named, id(element), known.vocab_multiple, known.pool_rule, known.mxfp4_kernels
-
-
-def _loaded_stages(
-    spec: ModelSpec, weights: str | Format | Scheme, element: Format, known: Profile, layout: Layout
-) -> tuple[Breakdown[Bytes], ...]:
-    """Return the loaded weights on the first rank of each stage, kept together."""
-    key = ("loaded stages", *_told_apart(weights, element, known), layout)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        loaded = tuple(
-            loaded_weights(
-                spec, weights=weights, dtype=element, engine=known, layout=layout, rank=rank
-            )
-            for rank in _first_ranks(layout)
-        )
-        found = spec.ledger.keep(key, (loaded, weights, element))
-    return cast("tuple[Breakdown[Bytes], ...]", found[0])
-
-
-def _first_ranks(layout: Layout) -> range:
-    return range(0, layout.pipeline_parallel * layout.tensor_parallel, layout.tensor_parallel)
-
-
-def _loaded(
-    spec: ModelSpec, stored: Breakdown[Bytes], element: Format, known: Profile, degree: int
-) -> Iterator[Term[int]]:
-    """Give what weights take, and what engines add to them."""
-    for term in stored.terms:
-        yield Term(("weights", *term.path), term.factors)
-    yield from _vocabulary_padding(stored, known.vocab_multiple, degree, spec)
-    if known.pool.holds_rotary_tables:
-        yield from _rotary_tables(spec, element)
-    if not known.pool.loads_as_allocated:
-        return
-    yield from _absorbed_copies(stored, spec, element)
-    kernels = list(_kernels(stored, known))
-    for kernel in kernels:
-        held = (sum(kernel.tensors) - kernel.stored, "bytes")
-        times = (kernel.experts, "experts"), (kernel.layers, "layers")
-        yield Term(("kernels", kernel.label, kernel.name), (held, *times))
-    yield from _rounded_up(stored, kernels)
-
-
-def _vocabulary_padding(
-    stored: Breakdown[Bytes], multiple: int, degree: int, spec: ModelSpec
-) -> Iterator[Term[int]]:
-    rows = spec.embedding.vocab.size
-    padded = -(-rows // multiple) * multiple
-    padded = -(-padded // degree)
-    for term in stored.terms:
-        for value, name in term.factors:
-            if name == "vocab" and padded > value:
-                others = term.value // value
-                yield Term(
-                    ("vocabulary padding", *term.path),
-                    ((padded - value, "rows"), (others, "bytes")),
-                )
-
-
-def _rotary_tables(spec: ModelSpec, element: Format) -> Iterator[Term[int]]:
-    if spec.max_positions is None:
-        return
-    tables = {}
-    for run in spec.layers:
-        for part in run.layer.parts:
-            rotary = getattr(part, "rotary", None)
-            if rotary is None:
-                continue
-            latent = getattr(part, "rope_dim", None)
-            width = latent or round(getattr(part, "head_dim", 0) * rotary.fraction)
-            tables[rotary.theta, rotary.scaling, width] = width
-    for number, width in enumerate(tables.values()):
-        if width:
-            yield Term(
-                ("rotary tables", "", f"table {number + 1}" if len(tables) > 1 else "table"),
-                (
-                    (spec.max_positions, "positions"),
-                    (element.bytes(rows=1, columns=width), "bytes"),
-                ),
-            )
-
-
-def _absorbed_copies(
-    stored: Breakdown[Bytes], spec: ModelSpec, element: Format
-) -> Iterator[Term[int]]:
-    shares = {term.path: term for term in stored.terms}
-    for tensor in spec.ledger.tensors:
-        if tensor.path[0] != "attention" or tensor.path[-1] != "kv_b.weight":
-            continue
-        term = shares.get(tensor.path)
-        if term is not None:
-            elements = prod(value for value, name in term.factors if name != "bytes")
-            yield Term(
-                ("absorbed copies", *tensor.path[1:]),
-                ((elements, "elements"), (element.bytes(rows=1, columns=1), "bytes")),
-            )
-
-
-class _Kernel(NamedTuple):
-    """What kernels make of the mxfp4 experts of one kind of layer, or of one of its matrices.
-
-    `stored` are the bytes of the tensors of the file that `tensors` stand in for, of one expert and
-    layer; `paths` are theirs.
-    """
-
-    label: str
-    name: str
-    experts: int
-    layers: int
-    stored: int
-    tensors: tuple[int, ...]
-    paths: tuple[tuple[str, ...], ...]
-
-
-#: Which matrix of the kernels an expert's matrix is, or is a part of.
-_MATRICES: Final = {"gate": "gate and up", "up": "gate and up", "down": "down"}
-
-#: Rows and groups of the scales that triton_kernels rounds up to (``HopperMXScaleLayout``).
-_SCALE_ROWS, _SCALE_GROUPS = 256, 2
-
-
-def _kernels(stored: Breakdown[Bytes], known: Profile) -> Iterator[_Kernel]:
-    """Give the matrices of mxfp4 experts as kernels hold them: values, scales twice, wide biases.
-
-    Gate and up are one matrix. The scales of the file are kept beside those of the kernels, and
-    biases are in fp32. Source: vLLM, ``convert_to_mxfp4_moe_kernel_format``; triton_kernels,
-    ``HopperMXValueLayout``, ``HopperMXScaleLayout``.
-    """
-    rules = known.mxfp4_kernels
-    if rules is None:
-        return
-    kinds: dict[tuple[str, str], list[tuple[Term[int], dict[str, int]]]] = {}
-    for term in stored.terms:
-        matrix = _MATRICES.get(term.path[-1].partition(".")[0])
-        sizes = {name: value for value, name in term.factors}
-        if term.path[0] == "experts" and matrix is not None and "experts" in sizes:
-            kinds.setdefault((term.path[1], matrix), []).append((term, sizes))
-    for (label, matrix), parts in kinds.items():
-        weights = [(term, sizes) for term, sizes in parts if sizes.get("bytes") == 17]
-        if not weights:
-            continue
-        experts, layers = weights[0][1]["experts"], weights[0][1].get("layers", 1)
-        columns = 32 * weights[0][1]["blocks of 32 elements"]
-        if matrix == "down":  # the contracted axis is the inner one
-            rows, columns = weights[0][1]["embed"], _up(columns, rules.inner_multiple)
-        else:
-            rows = sum(_up(sizes["inner"], rules.inner_multiple) for _, sizes in weights)
-        values = _up(rows, rules.row_multiple) * _up(columns, rules.contracted_multiple) // 2
-        scales = _up(rows, _SCALE_ROWS) * _up(columns // 32, _SCALE_GROUPS)
-        biases = 4 * rows if len(parts) > len(weights) else 0
-        yield _Kernel(
-            label=label,
-            name=matrix,
-            experts=experts,
-            layers=layers,
-            stored=sum(term.value for term, _ in parts) // (experts * layers),
-            tensors=(values, scales, rows * columns // 32, biases),
-            paths=tuple(term.path for term, _ in parts),
-        )
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _rounded_up(stored: Breakdown[Bytes], kernels: list[_Kernel]) -> Iterator[Term[int]]:
-    """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
-    sizes: dict[tuple[str, str, str], tuple[int, int]] = {}
-    replaced = {path for kernel in kernels for path in kernel.paths}
-    for kernel in kernels:
-        for number, each in enumerate(kernel.tensors):
-            key = "experts", kernel.label, f"{kernel.name} {number}"
-            sizes[key] = kernel.experts * each, kernel.layers
-    for term in stored.terms:
-        if term.path in replaced:
-            continue
-        group, label, name = term.path[0], term.path[1], term.path[-1]
-        layers = prod(value for value, factor in term.factors if factor == "layers")
-        if not layers:
-            continue
-        base = name.removesuffix(".weight")
-        for parts in _FUSED:
-            if base in parts and name.endswith(".weight"):
-                base = "+".join(parts)
-                break
-        else:
-            base = name
-        key = group, label, base
-        size, _ = sizes.get(key, (0, layers))
-        sizes[key] = size + term.value // layers, layers
-    for key, (size, layers) in sizes.items():
-        lost = -size % (2 * MiB)
-        if size >= 10 * MiB and 0 < lost <= MiB:
-            yield Term(("allocator rounding", *key[1:]), ((lost, "bytes"), (layers, "tensors")))
-
-
-def activation_peak(
-    spec: ModelSpec,
-    *,
-    engine: str | Profile = DEFAULT,
-    weights: str | Format | Scheme = "bf16",
-    batched_tokens: int | None = None,
-    sequences: int | None = None,
-    context: int | None = None,
-    block_tokens: int | None = None,
-    dtype: str | Format = "bf16",
-    tensor_parallel: int = 1,
-    layout: Layout | None = None,
-    rank: int | None = None,
-) -> Breakdown[Bytes]:
-    """Return the most that the intermediate results of an engine's profiling step take.
-
-    The step has `batched_tokens` tokens of which `sequences` give logits. The larger one of two
-    peaks counts: that of the widest layer, and that of the sampler, which a pipeline has on its
-    last stage; its stages also keep what they hand on, and mixtures the buffers of their experts.
-    Latent attention expands as much of its cache as a step may read, which `context` (the longest
-    one) and `block_tokens` bound; without a `context` it is the most that the engine ever does.
-    `weights` matters where the kernels of a format have buffers of their own. The rule and what it
-    was fitted to are the profile's (`llmcalc.serving.ActivationRule`); it covers attention,
-    feed-forward layers and experts of text models, not vision towers. Raises
-    `llmcalc.LlmcalcError` where the profile has no rule.
-
-    >>> from llmcalc import GiB, load_model, serving
-    >>> peak = serving.activation_peak(load_model("Qwen/Qwen2.5-7B"))
-    >>> round(peak.total / GiB, 2)  # vLLM 0.19 prints 2.21
-    2.21
-    >>> peak = serving.activation_peak(load_model("Mixtral-8x7B-v0.1"), tensor_parallel=2)
-    >>> round(peak.total / GiB, 2)  # vLLM 0.19 prints 1.21
-    1.21
-    """
-    known = profile(engine)
-    rule = known.activation
-    if rule is None:
-        raise InvalidValueError(
-            "engine", known.name, "has no rule for activations: give activation_bytes"
-        )
-    tokens = whole_number(
-        known.batched_tokens if batched_tokens is None else batched_tokens, "batched_tokens"
-    )
-    where = memory.checked_layout(tensor_parallel, layout)
-    stages = where.pipeline_parallel
-    rows = whole_number(known.sequences if sequences is None else sequences, "sequences")
-    block = known.block_tokens if block_tokens is None else block_tokens
-    element = formats.get(dtype, "dtype").bytes(rows=1, columns=1)
-    hidden = (spec.embed_dim, "hidden")
-    size = (element, "bytes")
-    counted = {
-        "tokens": tokens,
-        "expanded": rule.expanded_tokens(
-            rows,
-            None if context is None else whole_number(context, "context"),
-            whole_number(block, "block_tokens", minimum=1),
-        ),
-    }
-    widest: list[tuple[str, _Part]] = []
-    most = 0
-    kept: list[Term[int]] = []
-    for label, wide, buffers in _layers(spec, where, rule, weights):
-        total = sum([counted[part.grows_with] * part.width for part in wide])
-        if total > most:
-            most, widest = total, [(label, part) for part in wide]
-        if buffers is not None:
-            found = Term(
-                ("experts", label, "buffers"), ((tokens, "tokens"), *buffers.factors, size)
-            )
-            kept = [max([*kept, found], key=lambda term: term.value)]
-    kept += [
-        # hidden state and residual, kept for the next stage
-        Term(
-            ("pipeline", "", "handed on"),
-            ((2, "tensors"), (tokens, "tokens"), hidden, (element, "bytes")),
-        )
-    ] * (stages > 1)
-    layer_terms = [
-        *(
-            Term(
-                ("layer", label, part.name),
-                ((counted[part.grows_with], "tokens"), *part.factors, size),
-            )
-            for label, part in widest
-        ),
-        Term(
-            ("layer", "", "hidden"),
-            ((tokens, "tokens"), (rule.layer_hidden, "times"), hidden, (element, "bytes")),
-        ),
-        Term(("layer", "", "workspace"), ((rule.layer_constant_bytes, "bytes"),)),
-    ]
-    peak = Breakdown(Bytes, "Activation peak, in the widest layer", layer_terms + kept)
-    if not _is_last(where, rank):
-        return peak
-    vocab = (spec.embedding.vocab.size, "vocab")
-    chosen = min(rows, tokens)
-    sampling = [
-        Term(("sampler", "", "hidden"), ((tokens, "tokens"), hidden, (element, "bytes"))),
-        Term(("sampler", "", "last hidden"), ((chosen, "rows"), hidden, (element, "bytes"))),
-        Term(("sampler", "", "logits"), ((chosen, "rows"), vocab, (element, "bytes"))),
-        Term(
-            ("sampler", "", "fp32 copies"),
-            ((chosen, "rows"), vocab, (rule.sampler_logit_bytes, "bytes")),
-        ),
-        Term(("sampler", "", "buffers"), ((rule.sampler_rows, "rows"), vocab, (4, "bytes"))),
-        Term(("sampler", "", "workspace"), ((rule.sampler_constant_bytes, "bytes"),)),
-    ]
-    other = Breakdown(Bytes, "Activation peak, in the sampler", sampling + kept)
-    return other if other.total > peak.total else peak
-
-
-def _is_last(layout: Layout, rank: int | None) -> bool:
-    """Whether a rank is of the last stage, which samples; without a rank that is the one meant."""
-    return rank is None or layout.place(rank)[1] == layout.pipeline_parallel - 1
-
-
-class _Part(NamedTuple):
-    """Intermediate results but for the element's bytes: `factors`, whose product is `width`.
-
-    There are so many for each of the step's tokens, or of the cached ones that are expanded.
-    """
-
-    name: str
-    grows_with: Literal["tokens", "expanded"]
-    width: int
-    factors: tuple[Factor, ...]
-
-
-def _part(name: str, grows_with: Literal["tokens", "expanded"], *factors: Factor) -> _Part:
-    return _Part(name, grows_with, prod(size for size, _ in factors), factors)
-
-
-class _Layer(NamedTuple):
-    """A kind of layer: what it is called, what it computes at once, and what it keeps."""
-
-    label: str
-    wide: tuple[_Part, ...]
-    kept: _Part | None
-
-
-def _layers(
-    spec: ModelSpec, layout: Layout, rule: ActivationRule, weights: str | Format | Scheme
-) -> tuple[_Layer, ...]:
-    """Return the intermediate results of each kind of layer, per device; kept with the model."""
-    named = weights if type(weights) is str else id(weights)
-    ranks, whole = layout.tensor_parallel, layout.expert_parallel
-    key = ("activations", named, ranks, whole, rule.layer_inner, rule.keeps_expert_buffers)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        # An expert that stands whole on one rank gets its tokens from several.
-        made = tuple(_made(spec, ranks, 1 if whole else ranks, rule, formats.scheme(weights, spec)))
-        found = spec.ledger.keep(key, (made, weights))
-    return cast("tuple[_Layer, ...]", found[0])
-
-
-def _made(
-    spec: ModelSpec, ranks: int, expert_ranks: int, rule: ActivationRule, storage: Scheme
-) -> Iterator[_Layer]:
-    parts: dict[tuple[str, str], dict[str, Linear]] = {}
-    for entry in spec.ledger.entries:
-        if isinstance(entry.item, Linear):
-            parts.setdefault(entry.path, {})[entry.item.name] = entry.item
-    transient = {
-        tensor.path[:2]
-        for tensor in spec.ledger.tensors
-        if tensor.routed and storage.format_of(tensor).name in _OWN_BUFFERS
-    }
-    for path, linears in parts.items():
-        wide: list[_Part] = []
-        kept = None
-        inner = 0
-        for name, item in linears.items():
-            size = prod(axis.size for axis in item.into)
-            if name in {"down", "shared.down"} and item.active is None:
-                inner += -(-size // ranks)
-            elif name == "down":
-                width = -(-size // expert_ranks)
-                both = width * (2 if "gate" in linears else 1)
-                out = prod(axis.size for axis in item.out[0])
-                several = (item.active or 0, "experts")
-                if rule.keeps_expert_buffers and path not in transient:
-                    total = max(width, out) + max(both, out)
-                    kept = _part("buffers", "tokens", several, (total, "wide"))
-                else:
-                    total = max(both, out) + width
-                    wide.append(_part("experts", "tokens", several, (total, "wide")))
-            elif name == "kv_b":
-                heads = (-(-item.out[0][0].size // ranks), "heads")
-                each = (sum(piece[-1].size for piece in item.out), "wide")
-                wide.append(_part("expanded cache", "expanded", heads, each))
-        if inner:
-            wide.append(_part("inner", "tokens", (rule.layer_inner * inner, "wide")))
-        if wide or kept:
-            yield _Layer(path[1], tuple(wide), kept)
-
-
-#: Formats whose experts run in kernels that allocate their buffers themselves, and free them.
-_OWN_BUFFERS: Final = frozenset({"mxfp4"})
+__all__ = ["Budget", "budget"]
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -505,7 +50,7 @@ class Budget(Described):
     takes of the pool. ``bool(budget)`` is whether that request fits.
     """
 
-    engine: Profile
+    engine: Engine
     visible_bytes: int
     share: float
     weights: Breakdown[Bytes]
@@ -608,7 +153,7 @@ def budget(
     kv: str | Format,
     device: str | DeviceSpec | None = None,
     visible_bytes: int | None = None,
-    engine: str | Profile = DEFAULT,
+    engine: str | Engine = DEFAULT,
     share: float | None = None,
     dtype: str | Format = "bf16",
     state: StateFormat = "fp32",
@@ -652,117 +197,173 @@ def budget(
       tokens           476000
     fits: the pool of 62 391 784 209 B (58.107 GiB) holds 58.11 requests of 8192 tokens
     """
-    known = profile(engine)
-    place = memory.checked_layout(tensor_parallel, layout)
-    if visible_bytes is None:
-        if device is None:
-            raise InvalidValueError("visible_bytes", None, "give it, or a device")
-        found = hardware.get(device)
-        visible_bytes, named = found.runtime_memory_bytes or found.memory_bytes, found.name
-    elif device is not None:
-        raise InvalidValueError("visible_bytes", visible_bytes, "give it or a device, not both")
-    else:
-        visible_bytes, named = whole_number(visible_bytes, "visible_bytes", minimum=1), ""
-    step = known.step(visible_bytes, named)
-    batched_tokens = step[0] if batched_tokens is None else batched_tokens
-    sequences = step[1] if sequences is None else sequences
-    share = check_share(known.share if share is None else share, "share")
+    check_spec(spec)
+    known, place = with_pool(engine), chosen(tensor_parallel, layout)
+    visible, named = _visible(device, visible_bytes)
+    step = known.step(visible, named)
     measured = {
         "activation_bytes": activation_bytes,
         "non_torch_bytes": non_torch_bytes,
         "graph_bytes": graph_bytes,
     }
+    portion = check_share(known.share if share is None else share, "share")
     _check_known(known, place, measured)
-    non_torch, graphs = (
-        whole_number(own if stated is None else stated, name)
-        for name, stated, own in (
-            ("non_torch_bytes", non_torch_bytes, _non_torch(known, place)),
-            ("graph_bytes", graph_bytes, 0),
-        )
+    asked = _Asked(
+        spec=spec,
+        engine=known,
+        layout=place,
+        context=context,
+        weights=weights,
+        kv=kv,
+        state=state,
+        index=index,
+        dtype=dtype,
+        visible_bytes=visible,
+        share=portion,
+        block_tokens=block_tokens,
+        state_blocks=state_blocks,
+        batched_tokens=step[0] if batched_tokens is None else batched_tokens,
+        sequences=step[1] if sequences is None else sequences,
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        non_torch_bytes=_number(non_torch_bytes, "non_torch_bytes", _non_torch(known, place)),
+        graph_bytes=_number(graph_bytes, "graph_bytes", 0),
     )
-    peaks: dict[bool, Breakdown[Bytes]] = {}  # of the last stage, and of any other one
-    requests: dict[int | None, Allocation] = {}  # by the rank that they are on
+    if rank is not None or place.pipeline_parallel == 1:
+        return asked.on(rank, asked.loaded(rank), asked.allocation(rank))
+    return asked.tightest()
 
-    def activation_on(rank: int | None) -> Breakdown[Bytes]:
-        if activation_bytes is not None or "activation_bytes" not in known.pool.asked:
-            given = 0 if activation_bytes is None else activation_bytes
-            return _given("Activation peak", given, "activation_bytes")
-        last = _is_last(place, rank)
-        if last not in peaks:
-            peaks[last] = activation_peak(
-                spec,
-                engine=known,
-                weights=weights,
-                batched_tokens=batched_tokens,
-                sequences=sequences,
-                context=context,
-                block_tokens=block_tokens,
-                dtype=dtype,
-                layout=place,
-                rank=rank,
-            )
-        return peaks[last]
 
-    def allocation_on(rank: int | None) -> Allocation:
-        return allocate(
-            spec,
-            context=context,
-            kv=kv,
-            state=state,
-            index=index,
-            policy=known.pool.policy,
-            engine=known,
-            block_tokens=block_tokens,
-            state_blocks=state_blocks,
-            batched_tokens=batched_tokens,
-            layout=place,
+def _visible(device: str | DeviceSpec | None, visible_bytes: int | None) -> tuple[int, str]:
+    """Return the memory that the runtime shows, and the name of the device if it has one."""
+    if device is None:
+        if visible_bytes is None:
+            raise InvalidValueError("visible_bytes", None, "give it, or a device")
+        return whole_number(visible_bytes, "visible_bytes", minimum=1), ""
+    if visible_bytes is not None:
+        raise InvalidValueError("visible_bytes", visible_bytes, "give it or a device, not both")
+    found = hardware.get(device)
+    return found.runtime_memory_bytes or found.memory_bytes, found.name
+
+
+def _number(given: int | None, field: str, known: int | None) -> int:
+    return whole_number(known if given is None else given, field)
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class _Asked:
+    """A question about a budget, whose arguments are checked: see `budget`."""
+
+    spec: ModelSpec
+    engine: Engine
+    layout: Layout
+    context: int
+    weights: str | Format | Scheme
+    kv: str | Format
+    state: StateFormat
+    index: str | Format | None
+    dtype: str | Format
+    visible_bytes: int
+    share: float
+    block_tokens: int | None
+    state_blocks: int
+    batched_tokens: int
+    sequences: int
+    weight_bytes: int | None
+    activation_bytes: int | None
+    non_torch_bytes: int
+    graph_bytes: int
+    #: The peaks that were found, of the last stage and of any other one.
+    _peaks: dict[bool, Breakdown[Bytes]] = attrs.field(init=False, factory=dict)
+
+    def on(self, rank: int | None, loaded: Breakdown[Bytes], allocation: Allocation) -> Budget:
+        """Return the budget of a rank that holds these weights, with such requests."""
+        return Budget(
+            engine=self.engine,
+            visible_bytes=self.visible_bytes,
+            share=self.share,
+            weights=loaded,
+            activation=self.activation(rank),
+            non_torch_bytes=self.non_torch_bytes,
+            graph_bytes=self.graph_bytes,
+            allocation=allocation,
+        )
+
+    def loaded(self, rank: int | None) -> Breakdown[Bytes]:
+        """Return the loaded weights on a rank."""
+        if self.weight_bytes is not None:
+            return _given("Loaded weights", self.weight_bytes, "weight_bytes")
+        return loaded_weights(
+            self.spec,
+            weights=self.weights,
+            dtype=self.dtype,
+            engine=self.engine,
+            layout=self.layout,
             rank=rank,
         )
 
-    def budget_on(rank: int | None, loaded: Breakdown[Bytes], as_on: int | None) -> Budget:
-        activation = activation_on(rank)
-        if as_on not in requests:
-            requests[as_on] = allocation_on(as_on)
-        return Budget(
-            engine=known,
-            visible_bytes=visible_bytes,
-            share=share,
-            weights=loaded,
-            activation=activation,
-            non_torch_bytes=non_torch,
-            graph_bytes=graphs,
-            allocation=requests[as_on],
+    def activation(self, rank: int | None) -> Breakdown[Bytes]:
+        """Return the peak of intermediate results on a rank."""
+        given = self.activation_bytes
+        if given is not None or "activation_bytes" not in self.engine.pool.asked:
+            return _given("Activation peak", given or 0, "activation_bytes")
+        last = is_last(self.layout, rank)
+        if last not in self._peaks:
+            self._peaks[last] = activation_peak(
+                self.spec,
+                engine=self.engine,
+                weights=self.weights,
+                batched_tokens=self.batched_tokens,
+                sequences=self.sequences,
+                context=self.context,
+                block_tokens=self.block_tokens,
+                dtype=self.dtype,
+                layout=self.layout,
+                rank=rank,
+            )
+        return self._peaks[last]
+
+    def allocation(self, rank: int | None) -> Allocation:
+        """Return what a request takes on a rank."""
+        return allocate(
+            self.spec,
+            context=self.context,
+            kv=self.kv,
+            state=self.state,
+            index=self.index,
+            policy=self.engine.pool.policy,
+            engine=self.engine,
+            block_tokens=self.block_tokens,
+            state_blocks=self.state_blocks,
+            batched_tokens=self.batched_tokens,
+            layout=self.layout,
+            rank=rank,
         )
 
-    one = rank is not None or place.pipeline_parallel == 1
-    if weight_bytes is not None:
-        given = _given("Loaded weights", weight_bytes, "weight_bytes")
-        loaded = (given,) * (1 if one else place.pipeline_parallel)
-    elif one:
-        loaded = (
-            loaded_weights(
-                spec, weights=weights, dtype=dtype, engine=known, layout=place, rank=rank
-            ),
-        )
-    else:
-        loaded = _loaded_stages(spec, weights, formats.get(dtype, "dtype"), known, place)
-    if one:
-        return budget_on(rank, loaded[0], rank)
-    ranks = _first_ranks(place)
-    alike = tuple(range(len(ranks)))
-    if known.pool.policy == "paged":
-        # Requests take as much on stages whose layers are alike.
-        alike = held_caches(spec, memory.cache_formats(kv, state, index), place, None).alike
-    stages = [budget_on(ranks[n], loaded[n], ranks[first]) for n, first in enumerate(alike)]
+    def tightest(self) -> Budget:
+        """Return the budget of the stage that holds fewest requests."""
+        ranks = first_ranks(self.layout)
+        if self.weight_bytes is None:
+            how = self.weights, self.dtype, self.engine, self.layout
+            loaded = loaded_on_stages(self.spec, *how)
+        else:
+            loaded = (self.loaded(None),) * len(ranks)
+        alike = tuple(range(len(ranks)))
+        if self.engine.pool.policy == "paged":
+            # Requests take as much on stages whose layers are alike.
+            formats = Formats.given("bf16", self.kv, self.state, self.index)
+            alike = held_caches(self.spec, formats, self.layout, None).alike
+        requests = {first: self.allocation(ranks[first]) for first in dict.fromkeys(alike)}
+        stages = [self.on(ranks[n], loaded[n], requests[first]) for n, first in enumerate(alike)]
 
-    def held(number: int) -> tuple[bool, float]:
-        pool = stages[number].pool_bytes
-        return pool >= 0, stages[number].allocation.concurrency(max(0, pool)) or 0
+        def held(number: int) -> tuple[bool, float]:
+            pool = stages[number].pool_bytes
+            return pool >= 0, stages[number].allocation.concurrency(max(0, pool)) or 0
 
-    number = min(range(len(stages)), key=held)
-    if alike[number] == number:
-        return stages[number]
-    return attrs.evolve(stages[number], allocation=allocation_on(ranks[number]))
+        number = min(range(len(stages)), key=held)
+        if alike[number] == number:
+            return stages[number]
+        return attrs.evolve(stages[number], allocation=self.allocation(ranks[number]))
 
 
 def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
@@ -770,14 +371,14 @@ def _given(title: str, value: int, field: str) -> Breakdown[Bytes]:
     return Breakdown(Bytes, title, [Term(("given", "", field), ((number, "bytes"),))])
 
 
-def _non_torch(known: Profile, layout: Layout) -> int | None:
+def _non_torch(known: Engine, layout: Layout) -> int | None:
     """Return what was measured outside the framework; `None` where that is not known."""
     if "non_torch_bytes" not in known.pool.asked:
         return 0
     return known.non_torch_on(layout.tensor_parallel, layout.pipeline_parallel)
 
 
-def _check_known(known: Profile, layout: Layout, given: Mapping[str, int | None]) -> None:
+def _check_known(known: Engine, layout: Layout, given: Mapping[str, int | None]) -> None:
     """Refuse a budget with terms that are neither given nor known, and say how to give them all."""
     unknown = {
         "activation_bytes": "activation_bytes" in known.pool.asked and known.activation is None,

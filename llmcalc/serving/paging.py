@@ -30,31 +30,35 @@ Source: vLLM, ``vllm/v1/kv_cache_interface.py`` and ``vllm/v1/core/kv_cache_util
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from math import prod
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 import attrs
 
-from llmcalc import memory
 from llmcalc.boundary import choice, whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
+from llmcalc.engines.engine import Engine
 from llmcalc.engines.pools import Cells
-from llmcalc.engines.registry import DEFAULT
+from llmcalc.engines.registry import DEFAULT, with_pool
 from llmcalc.errors import InvalidValueError
-from llmcalc.formats import Format
-from llmcalc.layouts import Layout, Rank
-from llmcalc.serving.engines import Profile, profile
+from llmcalc.folds.breakdowns import FoldBreakdown
+from llmcalc.folds.owners import Owner
+from llmcalc.folds.pieces import Piece
+from llmcalc.folds.storage import CacheFormats, Formats, caches_held
+from llmcalc.folds.workloads import Workload
+from llmcalc.layouts import Layout, Rank, chosen
 from llmcalc.spec.axes import portion
 from llmcalc.spec.items import Cache
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.kept import kept
+from llmcalc.spec.ledger import Entry, Ledger
+from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
 from llmcalc.units import Bytes, format_integer, format_quantity
 
 if TYPE_CHECKING:
-    from llmcalc.memory import StateFormat
+    from llmcalc.folds.storage import StateFormat
+    from llmcalc.formats import Format
 
 __all__ = ["Allocation", "CacheGroup", "Policy", "allocate", "policies"]
 
@@ -196,7 +200,7 @@ def allocate(
     context: int,
     kv: str | Format,
     policy: Policy = "paged",
-    engine: str | Profile = DEFAULT,
+    engine: str | Engine = DEFAULT,
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
@@ -226,10 +230,11 @@ def allocate(
     >>> dict(request.bytes.by())
     {'ideal': 2113929216, 'last-block waste': 0, 'window slack': 707395584}
     """
+    check_spec(spec)
     choice(policy, "policy", POLICIES)
-    tokens = whole_number(context, "context")
-    title = f"Cache of a request, {policy}"
-    known = profile(engine)
+    tokens, known = whole_number(context, "context"), with_pool(engine)
+    takes = _Takes(policy, isinstance(known.pool, Cells))
+    takes.check(block_tokens, batched_tokens, max_context, state_blocks)
     block = whole_number(
         known.block_tokens if block_tokens is None else block_tokens, "block_tokens", minimum=1
     )
@@ -238,15 +243,15 @@ def allocate(
         "batched_tokens",
         minimum=1,
     )
-    copies = whole_number(state_blocks, "state_blocks", minimum=1)
-    elements = memory.cache_formats(kv, state, index)
-    held = held_caches(spec, elements, memory.checked_layout(tensor_parallel, layout), rank)
+    formats = Formats.given("bf16", kv, state, index)
+    held = held_caches(spec, formats, chosen(tensor_parallel, layout), rank)
     if policy == "paged":
+        copies = whole_number(state_blocks, "state_blocks", minimum=1)
         return held.paged(
             tokens, known, block_tokens=block, batched_tokens=step, state_blocks=copies
         )
     reserved = tokens
-    if policy == "contiguous" and max_context is not None:
+    if max_context is not None:
         reserved = whole_number(max_context, "max_context")
         if reserved < tokens:
             raise InvalidValueError("max_context", reserved, f"must reach context ({tokens})")
@@ -254,14 +259,45 @@ def allocate(
     ideal = held.needed(tokens, number)
     leaves = _ideal(ideal)
     if policy == "contiguous":
-        cells = _cells(known.pool, block, step) if isinstance(known.pool, Cells) else None
+        cells = (lambda _: None) if not takes.cells else _cells(known.pool, reserved, block, step)
+        whole = held.reserved(reserved, number, cells)
         leaves += [
-            Term(("reserved", *whole.path), ((whole.value - part.value, "bytes"),))
-            for whole, part in zip(
-                held.needed(reserved, number, cells).terms, ideal.terms, strict=True
-            )
+            Term(("reserved", *path), ((size - part.value, "bytes"),))
+            for (path, size), part in zip(whole, ideal.terms, strict=True)
         ]
+    title = f"Cache of a request, {policy}"
     return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
+
+
+class _Takes(NamedTuple):
+    """Which arguments have an effect under a policy, in an engine that reserves cells or not."""
+
+    policy: Policy
+    cells: bool
+
+    @property
+    def blocks(self) -> bool:
+        """Whether requests take whole blocks, and windows a step's tokens."""
+        return self.policy == "paged" or (self.policy == "contiguous" and self.cells)
+
+    def check(
+        self,
+        block_tokens: int | None,
+        batched_tokens: int | None,
+        max_context: int | None,
+        state_blocks: int,
+    ) -> None:
+        """Refuse an argument that has no effect."""
+        paged, contiguous = self.policy == "paged", self.policy == "contiguous"
+        for field, value, usual, has_effect in (
+            ("block_tokens", block_tokens, None, self.blocks),
+            ("batched_tokens", batched_tokens, None, self.blocks),
+            ("max_context", max_context, None, contiguous),
+            ("state_blocks", state_blocks, 1, paged),
+        ):
+            if value != usual and not has_effect:
+                rule = f"has no effect under the policy {self.policy}"
+                raise InvalidValueError(field, value, rule)
 
 
 def policies(
@@ -269,7 +305,7 @@ def policies(
     *,
     context: int,
     kv: str | Format,
-    engine: str | Profile = DEFAULT,
+    engine: str | Engine = DEFAULT,
     block_tokens: int | None = None,
     batched_tokens: int | None = None,
     max_context: int | None = None,
@@ -292,25 +328,26 @@ def policies(
     contiguous 1073741824 40
     paged 132120576 325
     """
-    return {
-        name: allocate(
+    known, found = with_pool(engine), {}
+    for name in POLICIES:
+        takes = _Takes(name, isinstance(known.pool, Cells))
+        found[name] = allocate(
             spec,
             context=context,
             kv=kv,
             policy=name,
-            engine=engine,
-            block_tokens=block_tokens,
-            batched_tokens=batched_tokens,
-            max_context=max_context,
+            engine=known,
+            block_tokens=block_tokens if takes.blocks else None,
+            batched_tokens=batched_tokens if takes.blocks else None,
+            max_context=max_context if name == "contiguous" else None,
             state=state,
             index=index,
-            state_blocks=state_blocks,
+            state_blocks=state_blocks if name == "paged" else 1,
             tensor_parallel=tensor_parallel,
             layout=layout,
             rank=rank,
         )
-        for name in POLICIES
-    }
+    return found
 
 
 def _pool(pool_bytes: int) -> int:
@@ -328,19 +365,21 @@ class Held:
     most. `alike` gives, for each rank, the first one with the same kinds.
     """
 
-    __slots__ = ("_elements", "_spec", "alike", "kinds", "ranks")
+    __slots__ = ("_caches", "_fold", "alike", "kinds", "ranks")
 
-    def __init__(
-        self, spec: ModelSpec, elements: Mapping[str, Format], ranks: tuple[Rank, ...]
-    ) -> None:
-        self._spec, self._elements, self.ranks = spec, elements, ranks
-        self.kinds = tuple(_kinds(spec, elements, rank) for rank in ranks)
+    def __init__(self, ledger: Ledger, ranks: tuple[Rank, ...], elements: CacheFormats) -> None:
+        owner = Owner(ranks[0], pipeline=True)
+        self.ranks = ranks
+        self._fold = caches_held(ledger, owner, elements)
+        self._caches = tuple(cache for _, cache in ledger.caches)
+        pieces = tuple(zip(ledger.caches, self._fold.pieces, strict=True))
+        self.kinds = tuple(_kinds(pieces, rank) for rank in ranks)
         self.alike = tuple(map(self.kinds.index, self.kinds))
 
     def paged(
         self,
         context: int,
-        engine: Profile,
+        engine: Engine,
         *,
         block_tokens: int,
         batched_tokens: int,
@@ -352,15 +391,15 @@ class Held:
         layout, flights = rank.layout, engine.batches_in_flight
         if flights > 1 and layout.pipeline_parallel > 1:
             flights = layout.pipeline_parallel
-        shards = layout.decode_context_parallel
+        ranks = layout.decode_context_parallel
         plan = _Plan(
             context=context,
-            share=partial(portion, ranks=shards, rank=rank.slot_rank),
-            ranks=shards,
+            ranks=ranks,
+            rank=rank.slot_rank,
             block_tokens=block_tokens,
             held_tokens=batched_tokens * flights,
             state_blocks=state_blocks,
-            profile=engine,
+            engine=engine,
         )
         placed = plan.lay_out(kinds)
 
@@ -375,75 +414,80 @@ class Held:
             blocks=placed.blocks,
             groups=placed.groups,
             tokens_of_blocks=engine.tokens_of_blocks,
-            shards=shards,
+            shards=ranks,
         )
 
-    def needed(
-        self, context: int, number: int, held: memory.HeldSlots | None = None
-    ) -> Breakdown[Bytes]:
-        """Return what a request of its replica holds on one of the ranks, or with `held` slots."""
+    def needed(self, context: int, number: int) -> Breakdown[Bytes]:
+        """Return what a request holds on one of the ranks."""
         rank = self.ranks[number]
-        pieces = memory.cache_pieces(self._spec, context, self._elements, rank, held)
-        return memory.held_bytes(pieces, rank.layout.data_parallel, (rank,))
+        fold = self._fold.on(rank.stage)
+        return FoldBreakdown(Bytes, "KV cache per request", fold, Workload.holding(1, context))
+
+    def reserved(
+        self, context: int, number: int, cells: Callable[[Span], int | None]
+    ) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Give what is reserved of each cache on one of the ranks, in bytes.
+
+        `cells` says how many slots of a span that are, `None` for as many as a request holds.
+        """
+        rank = self.ranks[number]
+        for cache, piece in zip(self._caches, self._fold.pieces, strict=True):
+            layers, slots = piece.on(rank.stage), cells(cache.span)
+            slots = cache.span.slots(context) if slots is None else slots
+            if layers:
+                own = portion(slots, rank.slot_ranks(cache.span), rank.slot_rank)
+                yield piece.words.path, piece.each * piece.uses * layers * own
 
     def most(self, context: int) -> int:
         """Return which of the ranks holds most."""
         if len(self.ranks) == 1:
             return 0
-        pieces = memory.cache_pieces(self._spec, context, self._elements, self.ranks[0])
-        totals = memory.request_totals(pieces, self.ranks)
+        values = self._fold.values(Workload.holding(1, context))
+        totals = [values.sum(self._fold.sum_on(rank.stage)) for rank in self.ranks]
         return totals.index(max(totals))
 
 
-def _cells(rule: Cells, block: int, step: int) -> memory.HeldSlots:
-    """Return the cells that are reserved: whole blocks, and of a window a step's beside it.
+def _cells(rule: Cells, context: int, block: int, step: int) -> Callable[[Span], int | None]:
+    """Return how many cells are reserved: whole blocks, and of a window a step's beside it.
 
     Source: llama.cpp, ``src/llama-context.cpp`` (``n_ctx``) and ``src/llama-kv-cache-iswa.cpp``.
     """
 
-    def held(cache: Cache, context: Any) -> Iterator[memory.Held]:
-        span = cache.span
-        slots = span.slots(context)
+    def cells(span: Span) -> int | None:
         window = span.size if isinstance(span, Window | Chunk) else None
-        if window is not None or _sort(span)[0] == "full":
-            slots = rule.cells(context, block_tokens=block, step_tokens=step, window=window)
-        yield cache.shape, (slots, "cells")
+        if window is None and _sort(span)[0] != "full":
+            return None
+        return rule.cells(context, block_tokens=block, step_tokens=step, window=window)
 
-    return held
+    return cells
 
 
-def held_caches(
-    spec: ModelSpec, elements: Mapping[str, Format], layout: Layout, rank: int | None
-) -> Held:
-    """Return what ranks hold; it is kept with the model, because it is the same for all requests.
-
-    Formats are told apart as objects, which live as long as what is kept.
-    """
+def held_caches(spec: ModelSpec, formats: Formats, layout: Layout, rank: int | None) -> Held:
+    """Return what ranks hold, which is the same for all requests."""
     number = None if rank is None else whole_number(rank, "rank")
-    key = ("held caches", *map(id, elements.values()), layout, number)
-    found = spec.ledger.programs.get(key)
-    if found is None:
-        ranks = layout.first_ranks(spec) if number is None else (layout.rank(number, spec),)
-        found = spec.ledger.keep(key, Held(spec, elements, ranks))
-    return cast("Held", found)
+    return kept(spec.ledger, _held, layout, number, formats)
 
 
-def _kinds(spec: ModelSpec, elements: Mapping[str, Format], rank: Rank) -> list[_Kind]:
+def _held(ledger: Ledger, layout: Layout, number: int | None, formats: Formats) -> Held:
+    elements = formats.caches()
+    spec = ledger.spec
+    ranks = layout.first_ranks(spec) if number is None else (layout.rank(number, spec),)
+    return Held(ledger, ranks, elements)
+
+
+def _kinds(pieces: tuple[tuple[tuple[Entry, Cache], Piece], ...], rank: Rank) -> list[_Kind]:
     """Give the kinds of layers of a model in the order in which they appear, as a rank has them.
 
     It may have no layers of a kind that other stages of a pipeline have.
     """
     found: dict[tuple[str, str, str, CacheSort, int], tuple[int, int, int]] = {}
     latents = {
-        (*entry.name[:2], *_sort(cache.span))
-        for entry, cache in spec.ledger.caches
-        if cache.role == "latent"
+        (*entry.path, *_sort(cache.span)) for (entry, cache), _ in pieces if cache.role == "latent"
     }
-    for entry, cache, width in memory.slot_widths(spec, elements, rank):
-        everywhere = prod(value for value, _ in entry.times)
-        layers = rank.stage.count(entry.place) * prod(value for value, _ in entry.times[1:])
+    for (entry, cache), piece in pieces:
+        everywhere, layers = piece.uses * piece.layers, piece.uses * piece.on(rank.stage)
         sort, size = _sort(cache.span)
-        one = width * (cache.span.size - 1 if isinstance(cache.span, Remainder) else 1)
+        one = piece.each * (cache.span.size - 1 if isinstance(cache.span, Remainder) else 1)
         purpose = "index" if cache.role == "index" else "state" if sort == "state" else "kv"
         key = (*entry.path, purpose, sort, size)
         bytes_so_far = found[key][0] if key in found else 0
@@ -496,16 +540,20 @@ class _Plan(Described):
     """How an engine lays out the kinds of layers for requests of `context` tokens.
 
     A windowed layer holds `held_tokens` beside its window. Where several ranks share out the slots,
-    all take as many blocks as the first one needs, and `share` gives what the rank itself needs.
+    all take as many blocks as the first one needs; the rank is number `rank` of them.
     """
 
     context: int
-    share: Callable[[int], int]
     ranks: int
+    rank: int
     block_tokens: int
     held_tokens: int
     state_blocks: int
-    profile: Profile
+    engine: Engine
+
+    def _own(self, slots: int) -> int:
+        """Return how many of the slots that ranks share out are the rank's own."""
+        return portion(slots, self.ranks, self.rank)
 
     def lay_out(self, kinds: list[_Kind]) -> _Placed:
         """Return the blocks of a request, and how they are made up."""
@@ -514,7 +562,7 @@ class _Plan(Described):
         if len({kind.alike for kind in kinds}) == 1:
             return self._uniform(kinds)
         states = any(kind.sort == "state" for kind in kinds)
-        if self.profile.cache_groups == "none" and not states:
+        if self.engine.cache_groups == "none" and not states:
             return self._uniform(kinds)
         blocks = self._blocks(kinds)
         pages = [self._page(kind, tokens) for kind, tokens in zip(kinds, blocks, strict=True)]
@@ -522,7 +570,7 @@ class _Plan(Described):
         for number, kind in enumerate(kinds):
             if kind.sort != "state" and page % pages[number] == 0:
                 blocks[number] *= page // pages[number]
-            elif not states and not self.profile.pads_pages:
+            elif not states and not self.engine.pads_pages:
                 return self._uniform(kinds)
         return self._grouped(kinds, blocks, page)
 
@@ -536,7 +584,7 @@ class _Plan(Described):
         slots = [kind.slot_bytes for kind in kinds if kind.sort not in {"state", "compressed"}]
         if states and slots:
             latent = any(kind.latent for kind in kinds)
-            step = self.profile.latent_block_step if latent else self.profile.state_block_step
+            step = self.engine.latent_block_step if latent else self.engine.state_block_step
             tokens = max(tokens, step * -(-max(states) // (step * min(slots))))
         ratios = [kind.size if kind.sort == "compressed" else 1 for kind in kinds]
         return [-(-tokens // ratio) * ratio for ratio in ratios]
@@ -558,12 +606,12 @@ class _Plan(Described):
             return 1, self.state_blocks, self.state_blocks
         context = -(-self.context // self.ranks)
         if kind.sort == "compressed":
-            needed = self.share(self.context // kind.size)
+            needed = self._own(self.context // kind.size)
             return needed, needed, -(-context // tokens)
         if kind.sort == "full":
-            needed = self.share(self.context)
+            needed = self._own(self.context)
             return needed, needed, -(-context // tokens)
-        needed, held = self.share(min(kind.size, self.context)), context
+        needed, held = self._own(min(kind.size, self.context)), context
         if kind.sort == "window" and not whole:
             held = min(kind.size - 1 + self.held_tokens, context)
         elif kind.sort == "chunk" and not whole:
@@ -629,7 +677,7 @@ class _Plan(Described):
         most = max(kind.all_layers for kind in kinds)
         # Where the kinds are nearly as many, padding the smaller one wastes less than cutting
         # the larger one.
-        evened = 100 * most < (100 + self.profile.evened_groups_percent) * fewest
+        evened = 100 * most < (100 + self.engine.evened_groups_percent) * fewest
         counts = [-(-kind.all_layers // (most if evened else fewest)) for kind in kinds]
         # The groups are those of the whole model; each stage has every so many layers of a kind.
         size = max(-(-kind.layers // count) for kind, count in zip(kinds, counts, strict=True))

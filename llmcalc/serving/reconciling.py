@@ -28,7 +28,7 @@ from llmcalc.spec.model import ModelSpec
 from llmcalc.units import GiB
 
 if TYPE_CHECKING:
-    from llmcalc.memory import StateFormat
+    from llmcalc.folds.storage import StateFormat
 
 __all__ = ["Comparison", "Reconciliation", "reconcile"]
 

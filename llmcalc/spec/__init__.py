@@ -25,21 +25,34 @@ if TYPE_CHECKING:
     from llmcalc.spec.experts import AttentionExperts, Experts, RouterNetwork
     from llmcalc.spec.feed_forward import FeedForward, HeadTransform
     from llmcalc.spec.hyper import HyperConnection, HyperHead
-    from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Mix, Scale, Scan, Table
-    from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
+    from llmcalc.spec.items import (
+        Cache,
+        Conv,
+        EagerMix,
+        EagerScan,
+        Item,
+        Linear,
+        Mix,
+        Product,
+        Scale,
+        Scan,
+        Table,
+        Turned,
+    )
+    from llmcalc.spec.ledger import Entry, Ledger, ResidualStep, StoredTensor
     from llmcalc.spec.model import (
         Beside,
         Block,
         Layer,
         LayerRun,
         ModelSpec,
-        Part,
         Predictor,
         Residual,
         runs,
     )
     from llmcalc.spec.multi_token import MultiToken
     from llmcalc.spec.parallel import ParallelBlock
+    from llmcalc.spec.part import Group, Part
     from llmcalc.spec.parts import Embedding, Head, Norm
     from llmcalc.spec.per_layer import (
         LayerFactor,
@@ -89,6 +102,7 @@ __all__ = [
     "Conv",
     "ConvolvedAttention",
     "CrossAttention",
+    "EagerMix",
     "EagerScan",
     "Embedding",
     "Entry",
@@ -97,6 +111,7 @@ __all__ = [
     "Full",
     "GatedDelta",
     "GatedLinearRecurrence",
+    "Group",
     "Head",
     "HeadTransform",
     "HyperConnection",
@@ -126,11 +141,13 @@ __all__ = [
     "PerLayerEmbedding",
     "PerLayerInput",
     "Predictor",
+    "Product",
     "QuantizedCheckpoint",
     "RelativeAttention",
     "Remainder",
     "Residual",
     "ResidualScale",
+    "ResidualStep",
     "RetrievedExperts",
     "Rotary",
     "RouterNetwork",
@@ -147,6 +164,7 @@ __all__ = [
     "Table",
     "TimeMix",
     "TopK",
+    "Turned",
     "Window",
     "runs",
 ]
@@ -192,17 +210,21 @@ __getattr__, __dir__ = exports(
         "items": (
             "Cache",
             "Conv",
+            "EagerMix",
             "EagerScan",
             "Item",
             "Linear",
             "Mix",
+            "Product",
             "Scale",
             "Scan",
             "Table",
+            "Turned",
         ),
         "ledger": (
             "Entry",
             "Ledger",
+            "ResidualStep",
             "StoredTensor",
         ),
         "model": (
@@ -211,13 +233,13 @@ __getattr__, __dir__ = exports(
             "Layer",
             "LayerRun",
             "ModelSpec",
-            "Part",
             "Predictor",
             "runs",
             "Residual",
         ),
         "multi_token": ("MultiToken",),
         "parallel": ("ParallelBlock",),
+        "part": ("Group", "Part"),
         "parts": (
             "Embedding",
             "Head",

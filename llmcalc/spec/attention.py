@@ -17,7 +17,8 @@ from llmcalc.boundary import flag, instance_of, one_of, size
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
-from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
+from llmcalc.spec.items import Cache, EagerMix, Item, Linear, Mix, Scale, Turned
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Compressed, Full, Span
 
@@ -37,6 +38,11 @@ class Rotary(Described):
     theta: float = 10000.0
     scaling: str | None = None
     fraction: float = 1.0
+
+
+def _turned(rotary: Rotary | None, width: int) -> Turned | None:
+    """Return how positions are turned in so many elements of each head."""
+    return None if rotary is None else Turned(rotary.theta, rotary.scaling, width)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -77,12 +83,12 @@ class Indexer(Described):
             query_key=head,
             value=score,
             span=Full() if self.pooled is None else Compressed(self.pooled),
-            eager_skips=self.pooled is not None,
+            in_transformers=None if self.pooled is None else EagerMix(skips=True),
         )
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Attention(Described):
+class Attention(Part):
     """Softmax attention of `query_heads` queries over `kv_heads` keys and values.
 
     `query_heads` == `kv_heads` is multi-head, `kv_heads` == 1 multi-query, between them
@@ -107,7 +113,7 @@ class Attention(Described):
     ['q', 'k', 'v', 'k', 'v', 'attention', 'o']
     """
 
-    group: ClassVar[str] = "attention"
+    group: ClassVar[Group] = "attention"
 
     query_heads: int = attrs.field(validator=size)
     kv_heads: int = attrs.field(validator=size)
@@ -176,11 +182,10 @@ class Attention(Described):
         keys = Axis("kv_heads", self.kv_heads)
         head = Axis("head_dim", self.head_dim)
         value = head if self.value_dim is None else Axis("value_dim", self.value_dim)
-        yield Linear(name="q", into=(embed,), out=((queries, head),), bias=self.query_bias)
-        if not self.shares_cache:
-            yield Linear(name="k", into=(embed,), out=((keys, head),), bias=self.key_bias)
-            if not self.value_is_key:
-                yield Linear(name="v", into=(embed,), out=((keys, value),), bias=self.value_bias)
+        for name, out, bias in self._projections(queries, keys, head, value):
+            yield Linear(
+                name=name, into=(embed,), out=(out,), bias=bias, merged="qkv", fused=self.fused
+            )
         yield from self._before_mixing(embed, queries, keys, head)
         for name, width in (("k", head), ("v", value)):
             yield Cache(
@@ -191,6 +196,11 @@ class Attention(Described):
                 in_transformers=self._in_transformers(width),
                 held=not self.shares_cache,
             )
+        turned, eager = None, None
+        if self.rotary is not None:
+            turned = _turned(self.rotary, round(self.head_dim * self.rotary.fraction))
+        if self.transformers_cache is not None:
+            eager = EagerMix(span=self.transformers_cache[1])
         for name in ("attention", "attention_again") if self.differential else ("attention",):
             yield Mix(
                 name=name,
@@ -198,7 +208,8 @@ class Attention(Described):
                 query_key=head,
                 value=value,
                 span=self.span,
-                eager_span=None if self.transformers_cache is None else self.transformers_cache[1],
+                turned=turned,
+                in_transformers=eager,
             )
         if self.output_gate is not None:
             gates = (queries,) if self.output_gate == "head" else (queries, value)
@@ -207,6 +218,16 @@ class Attention(Described):
             yield from self.output_norm.items("output_norm", (queries, value))
         if self.output:
             yield Linear(name="o", into=(queries, value), out=((embed,),), bias=self.output_bias)
+
+    def _projections(
+        self, queries: Axis, keys: Axis, head: Axis, value: Axis
+    ) -> Iterator[tuple[str, Axes, bool]]:
+        """Give the name, the result and the bias of what makes queries, keys and values."""
+        yield "q", (queries, head), self.query_bias
+        if not self.shares_cache:
+            yield "k", (keys, head), self.key_bias
+            if not self.value_is_key:
+                yield "v", (keys, value), self.value_bias
 
     def _in_transformers(self, width: Axis) -> tuple[tuple[Axes, Span], ...] | None:
         if self.transformers_cache is None:
@@ -237,7 +258,7 @@ class Attention(Described):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class LatentAttention(Described):
+class LatentAttention(Part):
     """Multi-head latent attention: keys and values are computed from one latent for all heads.
 
     A token caches its latent of `latent_dim` elements and a rotary key of `rope_dim`. A head's
@@ -262,7 +283,7 @@ class LatentAttention(Described):
     ['q', 'kv_a', 'kv_a_norm.weight', 'kv_b', 'latent', 'rope', 'attention', 'o']
     """
 
-    group: ClassVar[str] = "attention"
+    group: ClassVar[Group] = "attention"
 
     query_heads: int = attrs.field(validator=size)
     nope_dim: int = attrs.field(validator=size)
@@ -293,9 +314,6 @@ class LatentAttention(Described):
                 "query_latent_dim", None, "must be given where an indexer or a gate reads it"
             )
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, caches and mixing."""
         heads = Axis("query_heads", self.query_heads)
@@ -306,7 +324,9 @@ class LatentAttention(Described):
             yield Linear(name="q", into=(embed,), out=((heads, query_key),))
         else:
             compressed = Axis("query_latent", self.query_latent_dim)
-            yield Linear(name="q_a", into=(embed,), out=((compressed,),), bias=self.bias)
+            yield Linear(
+                name="q_a", into=(embed,), out=((compressed,),), bias=self.bias, merged="qkv_a"
+            )
             yield from self.norm.items("q_a_norm", (compressed,))
             if self.output_gate == "latent":
                 both = Axis("query_latent", 2 * self.query_latent_dim)
@@ -315,7 +335,8 @@ class LatentAttention(Described):
                 yield Linear(name="q_b", into=(compressed,), out=((heads, query_key),))
             if self.indexer is not None:
                 yield from self.indexer.items(embed, compressed)
-        yield Linear(name="kv_a", into=(embed,), out=((latent,), (rope,)), bias=self.bias)
+        down: tuple[Axes, ...] = ((latent,), (rope,))
+        yield Linear(name="kv_a", into=(embed,), out=down, bias=self.bias, merged="qkv_a")
         yield from self.norm.items("kv_a_norm", (latent,))
         if self.rope_norm is not None:
             yield from self.rope_norm.items("rope_norm", (rope,))
@@ -329,7 +350,7 @@ class LatentAttention(Described):
         if self.sinks:
             yield Scale(name="sinks", axes=(heads,))
         yield Cache(name="latent", role="latent", shape=(latent,), span=self.span)
-        yield Cache(name="rope", role="latent", shape=(rope,), span=self.span)
+        yield Cache(name="rope", role="latent", shape=(rope,), span=self.span, turned=True)
         cached = Axis("latent_and_rope", self.latent_dim + self.rope_dim)
         yield Mix(
             name="attention",
@@ -338,6 +359,7 @@ class LatentAttention(Described):
             value=value,
             span=self.span,
             absorbed=(cached, latent),
+            turned=_turned(self.rotary, self.rope_dim),
         )
         if self.output_gate in {"head", "element"}:
             gates = (heads,) if self.output_gate == "head" else (heads, value)

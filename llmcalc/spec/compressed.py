@@ -12,9 +12,11 @@ from typing import ClassVar
 import attrs
 
 from llmcalc.boundary import flag, instance_of, size
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Window
 
@@ -23,8 +25,8 @@ __all__ = ["CompressedAttention", "Compressor"]
 _optional = attrs.validators.optional
 
 
-@attrs.frozen(kw_only=True)
-class Compressor:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Compressor(Described):
     """Makes one vector of every `ratio` positions: their sum, with weights for each element.
 
     With `overlaps`, positions count in the next vector as well, with a second half of their
@@ -63,8 +65,8 @@ class Compressor:
             )
 
 
-@attrs.frozen(kw_only=True)
-class CompressedAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class CompressedAttention(Part):
     """Attention to the last `window` positions, and to compressed ones where there is a compressor.
 
     All query heads share one vector a position, which is key and value. Queries come from a
@@ -83,7 +85,7 @@ class CompressedAttention:
     ['q_a', 'q_b', 'kv', 'sinks', 'kv', 'attention', 'o_a', 'o_b']
     """
 
-    group: ClassVar[str] = "attention"
+    group: ClassVar[Group] = "attention"
 
     query_heads: int = attrs.field(validator=size)
     head_dim: int = attrs.field(validator=size)
@@ -120,9 +122,6 @@ class CompressedAttention:
                 self.index_top,
                 "needs index_heads, index_dim and what compresses (compressor)",
             )
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, caches and mixing."""

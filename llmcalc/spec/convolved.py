@@ -17,10 +17,12 @@ from typing import ClassVar
 import attrs
 
 from llmcalc.boundary import flag, instance_of, size
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
-from llmcalc.spec.items import Cache, Conv, Item, Linear, Mix, Scale, Scan
+from llmcalc.spec.items import Cache, Conv, Item, Linear, Mix, Product, Scale
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Constant, Full, Span
 
@@ -51,8 +53,8 @@ def _convolution(name: str, channels: Axes, kernel: int, *, trained: bool = True
     )
 
 
-@attrs.frozen(kw_only=True)
-class RelativeAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class RelativeAttention(Part):
     """Grouped-query attention whose keys and values are convolved over `kernel` positions.
 
     Each head's score has a bias for each distance below `extent`: a mixture of `profiles` trained
@@ -72,7 +74,7 @@ class RelativeAttention:
     ['q', 'k', 'v', 'relative']
     """
 
-    group: ClassVar[str] = "attention"
+    group: ClassVar[Group] = "attention"
 
     query_heads: int = attrs.field(validator=size)
     kv_heads: int = attrs.field(validator=size)
@@ -94,35 +96,31 @@ class RelativeAttention:
     def __attrs_post_init__(self) -> None:
         _check_heads(self.query_heads, self.kv_heads)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, convolutions, caches and mixing."""
         queries, keys = Axis("query_heads", self.query_heads), Axis("kv_heads", self.kv_heads)
         head, profiles = Axis("head_dim", self.head_dim), Axis("profiles", self.profiles)
         extent = Axis("extent", self.extent)
-        yield Linear(name="q", into=(embed,), out=((queries, head),))
-        yield Linear(name="k", into=(embed,), out=((keys, head),))
-        yield Linear(name="v", into=(embed,), out=((keys, head),))
+        for name, heads in (("q", queries), ("k", keys), ("v", keys)):
+            yield Linear(name=name, into=(embed,), out=((heads, head),), merged="qkv")
         yield Linear(name="relative", into=(embed,), out=((queries, profiles),))
         for name in ("k_conv", "v_conv"):
             yield from _convolution(name, (keys, head), self.kernel, trained=not self.dynamic)
             if self.dynamic:
                 kernel = Axis("kernel", self.kernel)
-                yield Scale(name=f"{name}.static", axes=(kernel, keys, head))
-                yield Linear(name=f"{name}.dynamic", into=(embed,), out=((keys, kernel),))
+                yield Scale(name=f"{name}.static", of=name, axes=(kernel, keys, head))
+                dynamic = ((keys, kernel),)
+                yield Linear(name=f"{name}.dynamic", of=name, into=(embed,), out=dynamic)
         if self.norm is not None:
             for name, heads in (("q_norm", queries), ("k_norm", keys)):
                 yield from self.norm.items(name, (head,), (heads,))
         else:
             yield Scale(name="q_clip", axes=(queries, head))
-            yield Scale(name="relative.clip", axes=(queries, profiles))
+            yield Scale(name="relative.clip", of="relative", axes=(queries, profiles))
         if self.token_sinks:
             yield Linear(name="sinks", into=(embed,), out=((queries,),))
-        yield Scale(name="relative.profiles", axes=(profiles, extent))
-        # No recurrence, but a product with what all heads share.
-        yield Scan(name="relative.bias", state=(profiles, extent), products=self.query_heads)
+        yield Scale(name="relative.profiles", of="relative", axes=(profiles, extent))
+        yield Product(name="relative.bias", of="relative", axes=(queries, profiles, extent))
         for name in ("k", "v"):
             yield Cache(name=name, role="kv", shape=(keys, head), span=self.span)
         yield Mix(name="attention", heads=queries, query_key=head, value=head, span=self.span)
@@ -131,8 +129,8 @@ class RelativeAttention:
         yield Linear(name="o", into=(queries, head), out=((embed,),))
 
 
-@attrs.frozen(kw_only=True)
-class ConvolvedAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ConvolvedAttention(Part):
     """Attention whose queries and keys are convolved together, first by channel, then by head.
 
     `kernels` are those of the two convolutions. Half of the values' elements are those of the
@@ -146,7 +144,7 @@ class ConvolvedAttention:
     ['q', 'k', 'v_now', 'v_before', 'conv.channels', 'conv.heads']
     """
 
-    group: ClassVar[str] = "attention"
+    group: ClassVar[Group] = "attention"
 
     query_heads: int = attrs.field(validator=size)
     kv_heads: int = attrs.field(validator=size)
@@ -163,33 +161,36 @@ class ConvolvedAttention:
     def __attrs_post_init__(self) -> None:
         _check_heads(self.query_heads, self.kv_heads)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, convolutions, caches and mixing."""
         queries, keys = Axis("query_heads", self.query_heads), Axis("kv_heads", self.kv_heads)
         head, half = Axis("head_dim", self.head_dim), self.kv_heads * self.head_dim // 2
         values = Axis("half_values", half)
-        for name, out in (
-            ("q", (queries, head)),
-            ("k", (keys, head)),
-            ("v_now", (values,)),
-            ("v_before", (values,)),
+        for name, out, merged in (
+            ("q", (queries, head), "qk"),
+            ("k", (keys, head), "qk"),
+            ("v_now", (values,), None),
+            ("v_before", (values,), None),
         ):
-            yield Linear(name=name, into=(embed,), out=(out,), bias=self.bias)
+            yield Linear(name=name, into=(embed,), out=(out,), bias=self.bias, merged=merged)
         both = (Axis("query_and_kv_heads", self.query_heads + self.kv_heads), head)
         first, second = self.kernels
         yield Conv(
-            name="conv.channels", channels=both, kernel=first, bias=True, eager_more=second - 1
+            name="conv.channels",
+            of="conv",
+            channels=both,
+            kernel=first,
+            bias=True,
+            in_transformers=second - 1,
         )
         yield Conv(
             name="conv.heads",
+            of="conv",
             channels=both,
             kernel=second,
             into=self.head_dim,
             bias=True,
-            eager_more=0,
+            in_transformers=0,
         )
         yield Scale(name="temperature", axes=(keys,))
         for name in ("k", "v"):
@@ -203,8 +204,8 @@ class ConvolvedAttention:
         yield Linear(name="o", into=(queries, head), out=((embed,),), bias=self.bias)
 
 
-@attrs.frozen(kw_only=True)
-class OutputConvolution:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class OutputConvolution(Part):
     """A convolution of the result of a block over `kernel` positions; `name` is the block's.
 
     >>> from llmcalc.spec import Axis, OutputConvolution
@@ -213,22 +214,18 @@ class OutputConvolution:
     ['attention_conv', 'attention_conv']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     name: str = attrs.field(validator=instance_of(str))
     kernel: int = attrs.field(validator=size)
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the convolution and what is kept for it."""
         yield from _convolution(f"{self.name}_conv", (embed,), self.kernel)
 
 
-@attrs.frozen(kw_only=True)
-class ResidualScale:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ResidualScale(Part):
     """Trained factors and offsets of both terms of a residual sum; `name` is the block's.
 
     >>> from llmcalc.spec import Axis, ResidualScale
@@ -236,21 +233,17 @@ class ResidualScale:
     ['attention_residual']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     name: str = attrs.field(validator=instance_of(str))
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the factors and offsets."""
         yield Scale(name=f"{self.name}_residual", axes=(Axis("terms", 4), embed))
 
 
-@attrs.frozen(kw_only=True)
-class StreamQueries:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class StreamQueries(Part):
     """Attention over the results of earlier blocks of layers, which gives what a part reads.
 
     There are `count` trained queries, one for each input of the part, whose name is `name`; keys
@@ -261,14 +254,10 @@ class StreamQueries:
     ['attention_queries']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     name: str = attrs.field(validator=instance_of(str))
     count: int = attrs.field(validator=size)
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the queries."""
@@ -280,8 +269,8 @@ class StreamQueries:
             yield Entry(("other", ""), None, item, after=True)
 
 
-@attrs.frozen(kw_only=True)
-class SeparateNorms:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class SeparateNorms(Part):
     """Norms of the inputs of keys and values, which the input of queries does not share.
 
     >>> from llmcalc.spec import Axis, Norm, SeparateNorms
@@ -290,13 +279,9 @@ class SeparateNorms:
     ['k_input.weight', 'v_input.weight']
     """
 
-    group: ClassVar[str] = "norms"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "norms"
 
     norm: Norm = attrs.field(validator=instance_of(Norm))
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the norms."""
@@ -304,8 +289,8 @@ class SeparateNorms:
             yield from self.norm.items(name, (embed,))
 
 
-@attrs.frozen
-class InputScale:
+@attrs.frozen(repr=False, eq=False)
+class InputScale(Described):
     """Trained factors and offsets of the embedded token.
 
     >>> from llmcalc.spec import Axis, InputScale

@@ -14,13 +14,14 @@ from llmcalc.boundary import instance_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Scale
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 
 __all__ = ["CrossAttention"]
 
 
-@attrs.frozen(kw_only=True)
-class CrossAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class CrossAttention(Part):
     """The attention of a layer whose keys and values are made of an encoder's states.
 
     Queries and keys are normed, and two factors weigh what the layer adds. A request of text alone
@@ -33,8 +34,8 @@ class CrossAttention:
     ['q', 'k', 'v', 'o']
     """
 
-    group: ClassVar[str] = "attention"
-    label: ClassVar[str] = "crossed"
+    group: ClassVar[Group] = "attention"
+    usual_label: ClassVar[str] = "crossed"
 
     query_heads: int = attrs.field(validator=size)
     kv_heads: int = attrs.field(validator=size)
@@ -46,16 +47,12 @@ class CrossAttention:
             rule = f"must divide query_heads ({self.query_heads})"
             raise InvalidValueError("kv_heads", self.kv_heads, rule)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit projections, norms and factors."""
         queries, keys = Axis("query_heads", self.query_heads), Axis("kv_heads", self.kv_heads)
         head = Axis("head_dim", self.head_dim)
-        yield Linear(name="q", into=(embed,), out=((queries, head),))
-        yield Linear(name="k", into=(embed,), out=((keys, head),))
-        yield Linear(name="v", into=(embed,), out=((keys, head),))
+        for name, heads in (("q", queries), ("k", keys), ("v", keys)):
+            yield Linear(name=name, into=(embed,), out=((heads, head),), merged="qkv")
         yield Linear(name="o", into=(queries, head), out=((embed,),))
         for name in ("q_norm", "k_norm"):
             yield from self.norm.items(name, (head,))

@@ -13,18 +13,20 @@ from typing import ClassVar
 import attrs
 
 from llmcalc.boundary import flag, instance_of, size
+from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.feed_forward import FeedForward
+from llmcalc.spec.feed_forward import FeedForward, shared_items
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale, Table
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Full, Span
 
 __all__ = ["AttentionExperts", "Experts", "RouterNetwork"]
 
 
-@attrs.frozen(kw_only=True)
-class RouterNetwork:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class RouterNetwork(Described):
     """A router of several matrices of `width`: down, two with biases, and one to the choices.
 
     With `carries` it adds the inner state of the router of the layer before, by trained factors.
@@ -37,17 +39,17 @@ class RouterNetwork:
     def items(self, embed: Axis, choices: Axis) -> Iterator[Item]:
         """Emit the matrices, the factors and the norm."""
         width = Axis("router", self.width)
-        yield Linear(name="router.down", into=(embed,), out=((width,),), bias=True)
+        yield Linear(name="router.down", of="router", into=(embed,), out=((width,),), bias=True)
         if self.carries:
-            yield Scale(name="router.carried", axes=(width,))
-        yield from self.norm.items("router.norm", (width,))
+            yield Scale(name="router.carried", of="router", axes=(width,))
+        yield from self.norm.items("router.norm", (width,), of="router")
         for name in ("router.1", "router.2"):
-            yield Linear(name=name, into=(width,), out=((width,),), bias=True)
+            yield Linear(name=name, of="router", into=(width,), out=((width,),), bias=True)
         yield Linear(name="router", into=(width,), out=((choices,),))
 
 
-@attrs.frozen(kw_only=True)
-class Experts:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Experts(Part):
     """A mixture of experts: each token passes through `experts_per_token` of `num_experts`.
 
     `shared` is a feed-forward that every token passes through as well, weighed by a learned gate
@@ -76,8 +78,8 @@ class Experts:
     ['router', 'gate', 'up', 'down']
     """
 
-    group: ClassVar[str] = "experts"
-    label: ClassVar[str] = "experts"
+    group: ClassVar[Group] = "experts"
+    usual_label: ClassVar[str] = "experts"
 
     num_experts: int = attrs.field(validator=size)
     experts_per_token: int = attrs.field(validator=size)
@@ -111,9 +113,6 @@ class Experts:
         if self.shared_gate and self.shared is None:
             raise InvalidValueError("shared_gate", True, "needs a shared expert (shared)")
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, the experts and what is shared."""
         yield from self._router(embed)
@@ -121,10 +120,9 @@ class Experts:
         if self.no_op_experts is not None:
             yield from self._unread(embed, self.no_op_experts)
         if self.shared is not None:
-            for item in self.shared.items(embed):
-                yield attrs.evolve(item, name=f"shared.{item.name}")
+            yield from shared_items(self.shared, embed)
         if self.shared_gate:
-            yield Linear(name="shared.weigh", into=(embed,), out=((),))
+            yield Linear(name="shared.weigh", of="shared", into=(embed,), out=((),))
         if self.output_bias:
             yield Scale(name="bias", axes=(embed,))
 
@@ -141,7 +139,8 @@ class Experts:
                     item,
                     experts=experts,
                     active=min(self.experts_per_token, self.num_experts),
-                    eager_active=self.active_in_transformers,
+                    routed=True,
+                    in_transformers=self.active_in_transformers,
                 )
             else:
                 yield item
@@ -172,14 +171,14 @@ class Experts:
         rows = Axis("experts", number)
         active = min(number, -(-number * self.experts_per_token // self.num_experts))
         for item in self.expert.linears(embed):
-            if item.name != "down":
+            if item.role != "down":
                 row = (*item.out[0], *item.into)
                 name = f"no_op.{item.name}"
-                yield Table(name=name, rows=rows, row=row, active=active, looked_up=0)
+                yield Table(name=name, rows=rows, row=row, active=active, looked_up=0, routed=True)
 
 
-@attrs.frozen(kw_only=True)
-class AttentionExperts:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class AttentionExperts(Part):
     """A mixture of attention: each expert has its own queries and output projection.
 
     A token passes through `experts_per_token` of `num_experts`, each with `kv_heads` query heads
@@ -193,8 +192,8 @@ class AttentionExperts:
     ['router', 'q', 'k', 'v', 'k', 'v', 'attention', 'o', 'bias']
     """
 
-    group: ClassVar[str] = "attention"
-    label: ClassVar[str] = "attention experts"
+    group: ClassVar[Group] = "attention"
+    usual_label: ClassVar[str] = "attention experts"
 
     num_experts: int = attrs.field(validator=size)
     experts_per_token: int = attrs.field(validator=size)
@@ -205,17 +204,17 @@ class AttentionExperts:
     def __attrs_post_init__(self) -> None:
         _check_choice(self.experts_per_token, self.num_experts)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, projections, caches and mixing."""
         experts, active = Axis("experts", self.num_experts), self.experts_per_token
         heads, head = Axis("kv_heads", self.kv_heads), Axis("head_dim", self.head_dim)
         yield Linear(name="router", into=(embed,), out=((experts,),))
-        yield Linear(name="q", into=(embed,), out=((heads, head),), experts=experts, active=active)
+        out, merged = ((heads, head),), "qkv"
+        yield Linear(
+            name="q", into=(embed,), out=out, experts=experts, active=active, merged=merged
+        )
         for name in ("k", "v"):
-            yield Linear(name=name, into=(embed,), out=((heads, head),))
+            yield Linear(name=name, into=(embed,), out=out, merged=merged)
         for name in ("k", "v"):
             yield Cache(name=name, role="kv", shape=(heads, head), span=self.span)
         queries = Axis("query_heads", self.kv_heads * active)

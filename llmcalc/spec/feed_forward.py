@@ -16,6 +16,7 @@ from llmcalc.described import Described
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Scale
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 
 __all__ = ["Activation", "FeedForward", "HeadTransform"]
@@ -39,11 +40,11 @@ def learned_activation(activation: Activation) -> Iterator[Item]:
     constants = _ACTIVATION_CONSTANTS.get(activation)
     if constants is not None:
         axes = (Axis("activation", constants),)
-        yield Scale(name="activation.constants", axes=axes, buffer=True)
+        yield Scale(name="activation.constants", of="activation", axes=axes, buffer=True)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class FeedForward(Described):
+class FeedForward(Part):
     """``down(activation(gate(x)) * up(x))`` when gated, ``down(activation(up(x)))`` when plain.
 
     `input_bias` is the bias of gate and up, `output_bias` that of down; `inner_norm` normalises
@@ -56,8 +57,7 @@ class FeedForward(Described):
     ['gate', 'up', 'down']
     """
 
-    group: ClassVar[str] = "feed_forward"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "feed_forward"
 
     inner_dim: int = attrs.field(validator=size_or_zero)
     gated: bool = attrs.field(validator=flag)
@@ -69,14 +69,11 @@ class FeedForward(Described):
     )
     factor: bool = attrs.field(default=False, validator=flag)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the projections, and what is learned between them."""
         yield from self.linears(embed)
         if self.output_bias and not self.inner_dim:
-            yield Scale(name="down.bias", axes=(embed,))
+            yield Scale(name="down.bias", of="down", axes=(embed,))
         if self.factor:
             yield Scale(name="factor", axes=(Axis("factor", 1),))
         yield from learned_activation(self.activation)
@@ -89,8 +86,21 @@ class FeedForward(Described):
             return
         inner = Axis("inner", self.inner_dim)
         for name in ("gate", "up") if self.gated else ("up",):
-            yield Linear(name=name, into=(embed,), out=((inner,),), bias=self.input_bias)
+            yield Linear(
+                name=name, into=(embed,), out=((inner,),), bias=self.input_bias, merged="gate_up"
+            )
         yield Linear(name="down", into=(inner,), out=((embed,),), bias=self.output_bias)
+
+
+def shared_items(part: FeedForward, embed: Axis) -> Iterator[Item]:
+    """Emit a feed-forward that stands beside routed experts; it is one operation."""
+    for item in part.items(embed):
+        name = f"shared.{item.name}"
+        if isinstance(item, Linear):
+            merged = None if item.merged is None else f"shared.{item.merged}"
+            yield attrs.evolve(item, name=name, of="shared", role=name, merged=merged)
+        elif isinstance(item, Scale):
+            yield attrs.evolve(item, name=name, of="shared")
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

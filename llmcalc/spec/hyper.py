@@ -14,17 +14,19 @@ from typing import ClassVar
 import attrs
 
 from llmcalc.boundary import flag, instance_of, size
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Scan, Table
+from llmcalc.spec.items import Cache, Conv, Item, Linear, Product, Scale, Table
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Constant
 
 __all__ = ["GatedStreams", "HyperConnection", "HyperHead", "NGramEmbedding"]
 
 
-@attrs.frozen(kw_only=True)
-class HyperConnection:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class HyperConnection(Part):
     """The weights with which a block reads `streams` hidden states and adds its result to them.
 
     The weights of a token come from all of its hidden states. With `combines` there are weights
@@ -38,15 +40,11 @@ class HyperConnection:
     ['attention_streams', 'attention_streams.base', 'attention_streams.scale']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     name: str = attrs.field(validator=instance_of(str))
     streams: int = attrs.field(validator=size)
     combines: bool = attrs.field(validator=flag)
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the projection to the weights, and what is done with them."""
@@ -54,15 +52,15 @@ class HyperConnection:
         number = self.streams * (2 + self.streams if self.combines else 2)
         weights = Axis("stream_weights", number)
         yield Linear(name=name, into=(streams, embed), out=((weights,),))
-        yield Scale(name=f"{name}.base", axes=(weights,))
-        yield Scale(name=f"{name}.scale", axes=(Axis("kinds", 3 if self.combines else 2),))
+        yield Scale(name=f"{name}.base", of=name, axes=(weights,))
+        yield Scale(name=f"{name}.scale", of=name, axes=(Axis("kinds", 3 if self.combines else 2),))
         if self.combines:
-            # No recurrence, but products without a weight of their own all the same.
-            yield Scan(name=f"{name}.mix", state=(embed,), products=self.streams**2)
+            pairs = Axis("stream_pairs", self.streams**2)
+            yield Product(name=f"{name}.mix", of=name, axes=(pairs, embed))
 
 
-@attrs.frozen(kw_only=True)
-class HyperHead:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class HyperHead(Described):
     """The weights that make one hidden state of `streams` after the last layer.
 
     >>> from llmcalc.spec import Axis, HyperHead
@@ -77,15 +75,15 @@ class HyperHead:
         streams, weights = Axis("streams", self.streams), Axis("stream_weights", self.streams)
         items = (
             Linear(name="head_streams", into=(streams, embed), out=((weights,),)),
-            Scale(name="head_streams.base", axes=(weights,)),
-            Scale(name="head_streams.scale", axes=(Axis("kinds", 1),)),
+            Scale(name="head_streams.base", of="head_streams", axes=(weights,)),
+            Scale(name="head_streams.scale", of="head_streams", axes=(Axis("kinds", 1),)),
         )
         for item in items:
             yield Entry(("other", ""), None, item, after=True)
 
 
-@attrs.frozen(kw_only=True)
-class GatedStreams:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class GatedStreams(Part):
     """Gates for every element of `streams` hidden states, whose mean a block reads.
 
     The gates come through `rank` elements. With `injects` a weight for each hidden state says how
@@ -100,8 +98,7 @@ class GatedStreams:
     ['attention_streams.down', 'attention_streams.up', 'attention_streams.inject']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     name: str = attrs.field(validator=instance_of(str))
     streams: int = attrs.field(validator=size)
@@ -109,18 +106,19 @@ class GatedStreams:
     norm: Norm = attrs.field(validator=instance_of(Norm))
     injects: bool = attrs.field(default=True, validator=flag)
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the norm and the projections."""
-        streams, rank, name = Axis("streams", self.streams), Axis("rank", self.rank), self.name
+        streams, rank, of = (
+            Axis("streams", self.streams),
+            Axis("rank", self.rank),
+            f"{self.name}_streams",
+        )
         wide = (streams, embed)
-        yield from self.norm.items(f"{name}_streams.norm", wide)
-        yield Linear(name=f"{name}_streams.down", into=wide, out=((rank,),))
-        yield Linear(name=f"{name}_streams.up", into=(rank,), out=(wide,))
+        yield from self.norm.items(f"{of}.norm", wide, of=of)
+        yield Linear(name=f"{of}.down", of=of, into=wide, out=((rank,),))
+        yield Linear(name=f"{of}.up", of=of, into=(rank,), out=(wide,))
         if self.injects:
-            yield Linear(name=f"{name}_streams.inject", into=wide, out=((streams,),))
+            yield Linear(name=f"{of}.inject", of=of, into=wide, out=((streams,),))
 
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit the items once, beside the layers."""
@@ -128,8 +126,8 @@ class GatedStreams:
             yield Entry(("other", ""), None, item, after=True)
 
 
-@attrs.frozen(kw_only=True)
-class NGramEmbedding:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class NGramEmbedding(Part):
     """Looked-up vectors of the last tokens, added to `streams` hidden states through a convolution.
 
     Each token reads a row of `rows` for each of `heads`, side by side `embed_dim` elements.
@@ -137,8 +135,8 @@ class NGramEmbedding:
     Source: transformers, ``models/qwen4_exp/modeling_qwen4_exp.py``.
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = "ngram"
+    group: ClassVar[Group] = "other"
+    usual_label: ClassVar[str] = "ngram"
 
     rows: int = attrs.field(validator=size)
     heads: int = attrs.field(validator=size)
@@ -147,9 +145,6 @@ class NGramEmbedding:
     kernel: int = attrs.field(validator=size)
     streams: int = attrs.field(validator=size)
     norm: Norm = attrs.field(validator=instance_of(Norm))
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the table, the projections, the convolution and what it keeps."""

@@ -7,6 +7,10 @@
 * `Cache`: what a request holds between steps.
 * `Mix`: weightless mixing over positions: attention scores and values.
 * `Scan`: a recurrence over a state of fixed size.
+* `Product`: a product without a weight of its own, and no recurrence.
+
+What transformers computes or holds otherwise is the field `in_transformers` of an item, which
+`llmcalc.folds.transformers` reads.
 """
 
 from __future__ import annotations
@@ -23,20 +27,23 @@ __all__ = [
     "Cache",
     "CacheRole",
     "Conv",
+    "EagerMix",
     "EagerScan",
     "Item",
     "Linear",
     "Mix",
+    "Product",
     "Scale",
     "Scan",
     "Table",
     "Tokens",
+    "Turned",
 ]
 
-#: Which tokens pass through a matrix multiply: every new one, only those that give logits, or
-#: those of the latent cache: all of its tokens where they are expanded again at every step, the
-#: new ones where the matrix is absorbed into queries and outputs.
-Tokens: TypeAlias = Literal["all", "logits", "latent"]
+#: Which tokens pass through a matrix multiply: every new one, only those that give logits, all
+#: that a cache holds, or those of the latent cache: all of its tokens where they are expanded again
+#: at every step, the new ones where the matrix is absorbed into queries and outputs.
+Tokens: TypeAlias = Literal["all", "logits", "cached", "latent"]
 
 #: What a cache holds. The role decides which format argument gives its elements: keys and values,
 #: or a latent from which they are computed (``kv=``); an indexer's keys (``index=``); the state of
@@ -44,25 +51,41 @@ Tokens: TypeAlias = Literal["all", "logits", "latent"]
 CacheRole: TypeAlias = Literal["kv", "latent", "index", "state", "conv"]
 
 
-#: What reads a cache, by its role.
+#: The operation that reads a cache, by its role.
 _READERS: Final = {"kv": "attention", "latent": "attention", "index": "index", "state": "scan"}
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Linear(Described):
+class _Item(Described):
+    """What all items have.
+
+    `name` is for people. `of` is the operation of the part that the item belongs to: what is timed
+    as one, and what caches are read by. By default an item is an operation of its own.
+    """
+
+    name: str
+    of: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Linear(_Item):
     """A matrix multiply: `into` is contracted, `out` is produced.
 
     `out` has several pieces where one stored matrix produces several results, each split by
     tensor parallelism in its own way. The weight has ``sum of the pieces`` rows and ``product of
     into`` columns; a bias has one element a row. `storage` is the key under which several items
     store one weight (a tied head); `None` is a weight of its own. With `experts` there are that
-    many such matrices, and each token passes through `active` of them. With `blocks` there are
-    that many, each for its own share of the input, and each token passes through all of them.
-    `eager_active` is how many experts transformers computes for each token, if not `active`.
-    `span` is that of the latent cache, if its tokens pass.
+    many such matrices, and each token passes through `active` of them; where they are `routed`,
+    expert parallelism gives whole ones to ranks. With `blocks` there are that many, each for its
+    own share of the input, and each token passes through all of them. `span` is that of the cache
+    whose tokens pass, if `tokens` says so.
+
+    `role` is what the matrix is in its part, by which rules of formats and names in checkpoints
+    find it. Engines store the matrices of a layer that have the same key in `merged` as one;
+    those that are `fused` stand as one in files, too. `in_transformers` is how many experts
+    transformers computes for each token, if not `active`.
     """
 
-    name: str
     into: Axes
     out: tuple[Axes, ...]
     bias: bool = False
@@ -70,37 +93,43 @@ class Linear(Described):
     storage: str | None = None
     experts: Axis | None = None
     active: int | None = None
+    routed: bool = False
     blocks: Axis | None = None
-    eager_active: int | None = None
     span: Span = attrs.field(default=Full())
+    role: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
+    merged: str | None = None
+    fused: bool = False
+    in_transformers: int | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Table(Described):
+class Table(_Item):
     """A lookup table of `rows` rows, each with the elements of `row`; `storage` as in `Linear`.
 
     `active` is the number of rows that count as active, `None` for all. Each token reads
-    `looked_up` rows. A `buffer` is stored with the parameters, and is none: no gradient changes it.
+    `looked_up` rows. Rows that are `routed` are experts, of which expert parallelism gives whole
+    ones to ranks. A `buffer` is stored with the parameters, and is none: no gradient changes it.
+    `role` is as in `Linear`.
     """
 
-    name: str
     rows: Axis
     row: Axes
     storage: str | None = None
     active: int | None = None
+    routed: bool = False
     looked_up: int = 1
     buffer: bool = False
+    role: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Scale(Described):
+class Scale(_Item):
     """Elementwise parameters, one for each element of `axes`; `storage` as in `Linear`.
 
     Of a norm, `vectors` are those of each token that it normalises one by one: the empty product is
     one, `None` is no norm. A `buffer` is stored with the parameters, and is none, as in `Table`.
     """
 
-    name: str
     axes: Axes
     vectors: Axes | None = None
     storage: str | None = None
@@ -108,19 +137,23 @@ class Scale(Described):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Conv(Described):
+class Conv(_Item):
     """A causal convolution of `channels` over `kernel` positions, each channel by itself.
 
     With `into`, each channel reads those of its group instead: `into` of them. Transformers pads
-    both ends, unless `eager_more` says how many outputs it computes besides those of the tokens.
+    both ends, unless `in_transformers` says how many outputs it computes besides those of the
+    tokens.
     """
 
-    name: str
     channels: Axes
     kernel: int
     into: int = 1
     bias: bool = False
-    eager_more: int | None = None
+    in_transformers: int | None = None
+
+
+def _reader(cache: Cache) -> str:
+    return _READERS.get(cache.role, cache.name)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -130,9 +163,9 @@ class Cache(Described):
     `in_transformers` lists the shapes and spans that transformers holds instead, where that is
     something else than an engine holds; it is empty where transformers holds nothing. One that
     is not `held` is another layer's: it is read, and neither written nor held. `reader` is the
-    item of the part that reads it, if not the one that reads the caches of its role: attention
-    keys, values and latents, the indexer its keys, the scan a state, a convolution the cache of
-    its own name.
+    operation of the part that reads it: by default attention reads keys, values and latents, the
+    indexer its keys, the scan a state, and a convolution the cache of its own name. A latent that
+    is `turned` has rotated positions in it, which some layouts store in a format of their own.
     """
 
     name: str
@@ -141,32 +174,55 @@ class Cache(Described):
     span: Span
     in_transformers: tuple[tuple[Axes, Span], ...] | None = None
     held: bool = True
-    reader: str | None = None
+    reader: str = attrs.field(default=attrs.Factory(_reader, takes_self=True))
+    turned: bool = False
 
     @property
-    def read_by(self) -> str:
-        """The name of the item that reads it."""
-        return self.reader or _READERS.get(self.role, self.name)
+    def of(self) -> str:
+        """The operation that it belongs to: the one that reads it."""
+        return self.reader
+
+
+@attrs.frozen(repr=False, eq=False)
+class Turned(Described):
+    """Positions that are turned: `width` elements of each head, by angles of base `theta`.
+
+    `scaling` names the scheme that changes the angles. Layers that turn alike share one table of
+    cosines and sines.
+    """
+
+    theta: float
+    scaling: str | None
+    width: int
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Mix(Described):
+class EagerMix(Described):
+    """What transformers computes of a `Mix`: the positions of `span`, if not those of the model.
+
+    Where it `skips`, it computes attended pairs alone.
+    """
+
+    span: Span | None = None
+    skips: bool = False
+
+
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Mix(_Item):
     """Attention's weightless work over the positions of `span`.
 
     `heads` queries of `query_key` elements score keys, and weigh values of `value` elements.
-    `absorbed` gives these two widths where a latent is read as it is cached, `eager_span` the
-    positions that transformers keeps at hand, if not those of `span`; with `eager_skips` it
-    computes attended pairs alone.
+    `absorbed` gives these two widths where a latent is read as it is cached, `turned` how
+    positions are turned in queries and keys, if they are.
     """
 
-    name: str
     heads: Axis
     query_key: Axis
     value: Axis
     span: Span
     absorbed: tuple[Axis, Axis] | None = None
-    eager_span: Span | None = None
-    eager_skips: bool = False
+    turned: Turned | None = None
+    in_transformers: EagerMix | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -200,16 +256,29 @@ class EagerScan(Described):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Scan(Described):
+class Scan(_Item):
     """A recurrence: each token passes `products` times over a state of `state` elements.
 
-    `eager` says what transformers computes instead, where that is something else.
+    `in_transformers` says what transformers computes instead, where that is something else.
     """
 
-    name: str
     state: Axes
     products: int
-    eager: EagerScan | None = None
+    in_transformers: EagerScan | None = None
 
 
-Item: TypeAlias = Linear | Table | Scale | Conv | Cache | Mix | Scan
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Product(_Item):
+    """A product without a weight of its own: as many multiply-accumulates a token as `axes` have.
+
+    With `experts` it is one of so many for each token's choice, `active` of them; where they are
+    `routed`, ranks compute those of their own experts.
+    """
+
+    axes: Axes
+    experts: Axis | None = None
+    active: int | None = None
+    routed: bool = False
+
+
+Item: TypeAlias = Linear | Table | Scale | Conv | Cache | Mix | Scan | Product

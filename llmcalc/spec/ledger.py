@@ -2,13 +2,15 @@
 
 * `Entry`: one item, `count` times.
 * `StoredTensor`: one weight as it is stored, `count` times.
+* `ResidualStep`: the entries of a residual step.
 * `Ledger`: the entries, and the views of them that folds loop over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import attrs
 
@@ -16,8 +18,12 @@ from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors, is_divided
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
+from llmcalc.spec.part import Group
 
-__all__ = ["Entry", "Ledger", "Place", "StoredTensor"]
+if TYPE_CHECKING:
+    from llmcalc.spec.model import ModelSpec
+
+__all__ = ["Entry", "Ledger", "Place", "ResidualStep", "StoredTensor"]
 
 #: Where something stands in the order of computation: before the layers, in those of a label, or
 #: after them. Pipeline parallelism places it by that.
@@ -32,11 +38,21 @@ class Entry(Described):
     `after` after them. A step goes `uses` times through each of the layers.
     """
 
-    path: tuple[str, str]
+    path: tuple[Group, str]
     count: int | None
     item: Item
     uses: int = 1
     after: bool = False
+
+    @property
+    def group(self) -> Group:
+        """Where the item is counted."""
+        return self.path[0]
+
+    @property
+    def label(self) -> str:
+        """The kind of layers that have it; empty outside of them."""
+        return self.path[1]
 
     @property
     def place(self) -> Place:
@@ -49,6 +65,11 @@ class Entry(Described):
     def name(self) -> tuple[str, ...]:
         """The path of the item itself."""
         return (*self.path, self.item.name)
+
+    @property
+    def operation(self) -> tuple[str, ...]:
+        """The path of the operation that the item belongs to: what is timed as one."""
+        return (*self.path, self.item.of)
 
     @property
     def times(self) -> tuple[Factor, ...]:
@@ -68,40 +89,63 @@ class StoredTensor(Described):
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
     Where the rows are those of several experts, each token reads those of `active` experts.
     `places` says where it is used: in several places, where several items share the weight.
-    `row_factors` and `column_factors` are the whole tensor's, which most folds need every time.
+    `times` counts the layers that store it, without a factor where it is stored once.
+    `item` is what it is a weight of, or the bias of.
     """
 
     path: tuple[str, ...]
     rows: tuple[Axes, ...]
     columns: tuple[Axes, ...]
     times: tuple[Factor, ...]
-    active: int | None = None
-    places: tuple[Place, ...] = ()
-    row_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
-    column_factors: tuple[Factor, ...] = attrs.field(init=False, eq=False, repr=False)
-    #: How many factors of the rows count matrices that stand one by one: those of experts.
-    stacked: int = attrs.field(init=False, eq=False, repr=False)
-    #: Whether it is a weight of several experts, which expert parallelism deals out.
-    routed: bool = attrs.field(init=False, eq=False, repr=False)
+    active: int | None
+    places: tuple[Place, ...]
+    item: Item
+    is_bias: bool = False
     #: What placements ask for again and again, once one has: whether ranks may hold less of the
     #: rows and of the columns, and what `extents` gives of the whole.
     _placed: tuple[tuple[bool, bool], tuple[int, int, int]] | None = attrs.field(
         default=None, init=False, eq=False, repr=False
     )
 
-    def __attrs_post_init__(self) -> None:
-        keep = object.__setattr__
-        keep(self, "row_factors", factors(self.rows))
-        keep(self, "column_factors", factors(self.columns))
-        keep(self, "stacked", int(self.active is not None and len(self.rows) == 1))
-        keep(self, "routed", self.active is not None and self.path[0] != "attention")
+    @property
+    def group(self) -> str:
+        """Where its parameters are counted."""
+        return self.path[0]
 
     @property
-    def _whole(self) -> tuple[tuple[bool, bool], tuple[int, int, int]]:
-        if self._placed is None:
-            divided = is_divided(self.rows), is_divided(self.columns)
-            object.__setattr__(self, "_placed", (divided, self._measure(WHOLE)))
-        return cast("tuple[tuple[bool, bool], tuple[int, int, int]]", self._placed)
+    def label(self) -> str:
+        """The kind of layers that store it."""
+        return self.path[1]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is the matrix of a linear layer: no vector, bias, table or convolution."""
+        return isinstance(self.item, Linear) and not self.is_bias and self.rows != ONE_ROW
+
+    @property
+    def role(self) -> str | None:
+        """What the matrix or table is in its part; `None` for vectors and convolutions."""
+        return self.item.role if isinstance(self.item, Linear | Table) else None
+
+    @property
+    def routed(self) -> bool:
+        """Whether it is a weight of several experts, of which ranks may hold whole ones."""
+        return isinstance(self.item, Linear | Table) and self.item.routed
+
+    @property
+    def stacked(self) -> int:
+        """How many factors of the rows count matrices that stand one by one: those of experts."""
+        return int(self.active is not None and len(self.rows) == 1)
+
+    @property
+    def row_factors(self) -> tuple[Factor, ...]:
+        """The factors of the whole tensor's rows."""
+        return factors(self.rows)
+
+    @property
+    def column_factors(self) -> tuple[Factor, ...]:
+        """The factors of the whole tensor's columns."""
+        return factors(self.columns)
 
     @property
     def active_factors(self) -> tuple[Factor, ...]:
@@ -114,15 +158,25 @@ class StoredTensor(Described):
         )
         return factors(pieces)
 
-    def share(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
+    @property
+    def elements(self) -> int:
+        """How many elements it has in one layer."""
+        _, (matrices, rows, columns) = self._whole
+        return matrices * rows * columns
+
+    @property
+    def _whole(self) -> tuple[tuple[bool, bool], tuple[int, int, int]]:
+        found = self._placed
+        if found is None:
+            found = (is_divided(self.rows), is_divided(self.columns)), self._measure(WHOLE)
+            object.__setattr__(self, "_placed", found)
+        return found
+
+    def held_factors(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
         """Return the factors of the rows and of the columns that one rank holds."""
         if split is WHOLE:
             return self.row_factors, self.column_factors
-        (rows, columns), _ = self._whole
-        return (
-            factors(self.rows, split) if rows else self.row_factors,
-            factors(self.columns, split) if columns else self.column_factors,
-        )
+        return factors(self.rows, split), factors(self.columns, split)
 
     def extents(self, split: Split) -> tuple[int, int, int]:
         """Return how many matrices one rank holds, and the rows and columns of each."""
@@ -132,7 +186,7 @@ class StoredTensor(Described):
         return self._measure(split)
 
     def _measure(self, split: Split) -> tuple[int, int, int]:
-        if self.stacked:
+        if self.active is not None and len(self.rows) == 1:
             experts, *rest = self.rows[0]
             return (
                 extent(((experts,),), split),
@@ -146,19 +200,23 @@ class StoredTensor(Described):
 ONE_ROW: tuple[Axes, ...] = ((),)
 
 
-#: So much is kept for a model.
-_MOST_KEPT: Final = 256
+class ResidualStep(NamedTuple):
+    """The entries of one residual step of a kind of layer.
 
-T = TypeVar("T")
+    Where it `adds_up`, the results of its parts are added before anything else reads them.
+    """
+
+    entries: tuple[Entry, ...]
+    adds_up: bool
 
 
 class Ledger:
     """The entries of one model; `tensors` are its distinct stored weights.
 
     `buffers` are stored with them and are no parameters. `caches` are the caches that a request
-    holds; `cache_reads` also those that a layer reads and another one holds. `schemes` keeps what
-    `llmcalc.formats.scheme` found out about the modules, `programs` what folds prepare before a
-    workload is known (`keep`).
+    holds; `cache_reads` also those that a layer reads and another one holds. `steps` are the
+    residual steps of its layers. `spec` is the model; `kept` is what folds found out about it
+    before any workload is known (`llmcalc.spec.kept`).
 
     >>> from llmcalc import ModelSpec
     >>> spec = ModelSpec.dense(
@@ -172,116 +230,115 @@ class Ledger:
     ('attention', 'decoder', 'q') 2
     """
 
-    __slots__ = (
-        "_weight_reads",
-        "buffers",
-        "cache_reads",
-        "caches",
-        "entries",
-        "programs",
-        "schemes",
-        "tensors",
-    )
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(
+        self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
+    ) -> None:
+        self.spec = spec
         self.entries = tuple(entries)
-        self.tensors = tuple(_distinct_tensors(tuple(_stored_as(self.entries, buffer=False))))
-        self.buffers = tuple(_distinct_tensors(tuple(_stored_as(self.entries, buffer=True))))
-        caches = [(e, e.item) for e in self.entries if isinstance(e.item, Cache)]
-        self.caches = tuple((entry, cache) for entry, cache in caches if cache.held)
-        self.cache_reads = tuple(caches)
-        self._weight_reads: tuple[tuple[Entry, StoredTensor], ...] | None = None
-        self.schemes: dict[str, Any] = {}
-        self.programs: dict[Any, Any] = {}
+        self.steps = tuple(steps)
+        self.kept: dict[tuple[Hashable, ...], Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Ledger, (self.entries,)
+        return Ledger, (self.spec, self.entries, self.steps)
 
-    def keep(self, key: Hashable, found: T) -> T:
-        """Return what was found out about the model, kept under a key that states all of it.
+    @cached_property
+    def _stored(self) -> tuple[tuple[Entry, StoredTensor], ...]:
+        """What each entry stores, as if it stored a weight of its own."""
+        return tuple((entry, tensor) for entry in self.entries for tensor in _stored(entry))
 
-        Nothing is kept that depends on a workload, and only the latest of it.
-        """
-        kept = self.programs
-        for oldest in list(kept)[: max(0, len(kept) + 1 - _MOST_KEPT)]:
-            kept.pop(oldest, None)  # which another thread may have dropped
-        kept[key] = found
-        return found
-
-    @property
+    @cached_property
     def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
         """Every weight that a step reads, each use of it apart."""
-        if self._weight_reads is None:
-            self._weight_reads = tuple(
-                (entry, _stored(entry, shape, entry.times, (entry.place,)))
-                for entry in _stored_as(self.entries, buffer=False)
-                for shape in _shapes(entry.item)
-            )
-        return self._weight_reads
+        return tuple([pair for pair in self._stored if not _is_buffer(pair[0].item)])
+
+    @cached_property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The distinct stored weights."""
+        return tuple(_distinct(self.weight_reads))
+
+    @cached_property
+    def buffers(self) -> tuple[StoredTensor, ...]:
+        """What is stored beside the weights, and is no parameter."""
+        return tuple(_distinct([pair for pair in self._stored if _is_buffer(pair[0].item)]))
+
+    @cached_property
+    def cache_reads(self) -> tuple[tuple[Entry, Cache], ...]:
+        """The caches that layers read."""
+        return tuple([(e, e.item) for e in self.entries if isinstance(e.item, Cache)])
+
+    @cached_property
+    def caches(self) -> tuple[tuple[Entry, Cache], ...]:
+        """The caches that a request holds."""
+        return tuple([pair for pair in self.cache_reads if pair[1].held])
+
+    @cached_property
+    def layer_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of the layers, from 0, by their label."""
+        numbers: dict[str, tuple[int, ...]] = {}
+        start = 0
+        for run in self.spec.layers:
+            own = range(start, start + run.count)
+            numbers[run.label] = (*numbers.get(run.label, ()), *own)
+            start += run.count
+        return numbers
 
 
-def _stored_as(entries: Iterable[Entry], *, buffer: bool) -> Iterator[Entry]:
-    """Give the entries of the parameters, or those of the buffers."""
-    for entry in entries:
-        item = entry.item
-        if (isinstance(item, Scale | Table) and item.buffer) == buffer:
-            yield entry
+def _is_buffer(item: Item) -> bool:
+    return isinstance(item, Scale | Table) and item.buffer
 
 
-def _distinct_tensors(entries: tuple[Entry, ...]) -> Iterator[StoredTensor]:
-    seen: set[tuple[str, bool]] = set()
+def _distinct(stored: Iterable[tuple[Entry, StoredTensor]]) -> Iterator[StoredTensor]:
+    """Give each stored weight once, with all the places that use it."""
+    pairs = tuple(stored)
     users: dict[tuple[str, bool], dict[Place, None]] = {}
-    for entry in entries:
-        item = entry.item
-        if isinstance(item, Linear | Table | Scale) and item.storage is not None:
-            for suffix, _, _ in _shapes(item):
-                users.setdefault((item.storage, suffix == ".bias"), {})[entry.place] = None
-    for entry in entries:
-        item = entry.item
-        for shape in _shapes(item):
-            times = entry.layers
-            places: tuple[Place, ...] = (entry.place,)
-            if isinstance(item, Linear | Table | Scale) and item.storage is not None:
-                # A tied head stores no weight of its own, but it may have a bias.
-                key = item.storage, shape[0] == ".bias"
-                if key in seen:
-                    continue
-                seen.add(key)
-                places = tuple(users[key])
-                times = ()  # stored once, however many layers use it
-            yield _stored(entry, shape, times, places)
+    for entry, tensor in pairs:
+        key = _shared_key(tensor)
+        if key is not None:
+            users.setdefault(key, {})[entry.place] = None
+    for _, tensor in pairs:
+        key = _shared_key(tensor)
+        if key is None:
+            yield tensor
+        elif key in users:
+            # Stored once, however many layers use it.
+            yield attrs.evolve(tensor, times=(), places=tuple(users.pop(key)))
 
 
-def _stored(
-    entry: Entry, shape: _Shape, times: tuple[Factor, ...], places: tuple[Place, ...]
-) -> StoredTensor:
-    item = entry.item
-    suffix, rows, columns = shape
-    active = item.active if isinstance(item, Linear | Table) else None
-    return StoredTensor((*entry.path, item.name + suffix), rows, columns, times, active, places)
+def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
+    """Return the key under which several items store the weight, if they do."""
+    item = tensor.item
+    if not isinstance(item, Linear | Table | Scale) or item.storage is None:
+        return None
+    # A tied head stores no weight of its own, but it may have a bias.
+    return item.storage, tensor.is_bias
 
 
-#: The suffix of a stored tensor's name, its rows and its columns.
-_Shape: TypeAlias = tuple[str, tuple[Axes, ...], tuple[Axes, ...]]
-
-
-def _shapes(item: Item) -> Iterator[_Shape]:
-    """Give the stored tensors of an item: suffix of the name, rows, columns."""
+def _stored(entry: Entry) -> Iterator[StoredTensor]:
+    """Give what an entry stores, as a weight of its own."""
+    item, path = entry.item, entry.path
+    times, places = entry.layers, (entry.place,)
     if isinstance(item, Linear):
-        several = item.experts or item.blocks
-        if several is None:
-            yield ".weight", item.out, (item.into,)
-        else:
-            rows = tuple((several, *piece) for piece in item.out)
-            yield ".weight", rows, (item.into,)
+        several, name = item.experts or item.blocks, item.name
+        rows: tuple[Axes, ...] = item.out
+        if several is not None:
+            rows = tuple([(several, *piece) for piece in rows])
+        stored = (*path, f"{name}.weight"), rows, (item.into,)
+        yield StoredTensor(*stored, times, item.active, places, item)
         if item.bias:
-            yield ".bias", ONE_ROW if several is None else ((several,),), item.out
-    elif isinstance(item, Table):
-        yield "", ((item.rows,),), (item.row,)
+            rows = ONE_ROW if several is None else ((several,),)
+            stored = (*path, f"{name}.bias"), rows, item.out
+            yield StoredTensor(*stored, times, item.active, places, item, True)
     elif isinstance(item, Scale):
-        yield "", ONE_ROW, (item.axes,)
+        stored = (*path, item.name), ONE_ROW, (item.axes,)
+        yield StoredTensor(*stored, times, None, places, item)
+    elif isinstance(item, Table):
+        stored = (*path, item.name), ((item.rows,),), (item.row,)
+        yield StoredTensor(*stored, times, item.active, places, item)
     elif isinstance(item, Conv):
         inputs = () if item.into == 1 else (Axis("channels per group", item.into),)
-        yield ".weight", (item.channels,), ((*inputs, Axis("kernel", item.kernel)),)
+        kernel = (*inputs, Axis("kernel", item.kernel))
+        stored = (*path, f"{item.name}.weight"), (item.channels,), (kernel,)
+        yield StoredTensor(*stored, times, None, places, item)
         if item.bias:
-            yield ".bias", ONE_ROW, (item.channels,)
+            stored = (*path, f"{item.name}.bias"), ONE_ROW, (item.channels,)
+            yield StoredTensor(*stored, times, None, places, item, True)

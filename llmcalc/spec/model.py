@@ -3,7 +3,7 @@
 * `Block`: a residual step: norm, part, sum.
 * `Layer`: the blocks of one layer.
 * `LayerRun`: the same layer several times in a row; `runs` makes them from a list of layers.
-* `Part`: what a block can hold.
+* `Residual`: the base of all residual steps.
 * `Beside`: what stands beside the layers.
 * `Predictor`: modules after the layers that predict further tokens.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
@@ -26,8 +27,9 @@ from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.feed_forward import Activation, FeedForward
-from llmcalc.spec.items import Item, Scale
-from llmcalc.spec.ledger import Entry, Ledger
+from llmcalc.spec.items import Scale
+from llmcalc.spec.ledger import Entry, Ledger, ResidualStep
+from llmcalc.spec.part import Part
 from llmcalc.spec.parts import Embedding, Head, Norm
 
 __all__ = [
@@ -45,34 +47,22 @@ __all__ = [
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
 
-class Part(Protocol):
-    """What a block can hold: it emits items; it computes no number.
-
-    `group` is where its parameters are counted; `label` tells layers that have it from others.
-    """
-
-    @property
-    def group(self) -> str:
-        """The group of the part's items in every breakdown."""
-
-    @property
-    def label(self) -> str:
-        """A word for layers that have this part; empty for what most layers have."""
-
-    def check_width(self, embed_dim: int) -> None:
-        """Refuse a width that the part's result does not have."""
-
-    def items(self, embed: Axis) -> Iterator[Item]:
-        """Emit the items of the part in a model of width `embed`."""
-
-
-class Residual(Protocol):
+class Residual(Described, ABC):
     """A residual step of a layer: `Block`, `ParallelBlock` or `SharedBlock`."""
 
+    __slots__ = ()
+
     @property
+    @abstractmethod
     def parts(self) -> tuple[Part, ...]:
         """The parts of the step, in order."""
 
+    @property
+    def adds_up(self) -> bool:
+        """Whether the results of its parts are added before anything else reads them."""
+        return False
+
+    @abstractmethod
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the entries of `count` layers of width `embed` that have the label."""
 
@@ -99,7 +89,7 @@ class Predictor(Protocol):
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
-class Block(Described):
+class Block(Residual):
     """A residual step: ``x + post_norm(part(norm(x)))``, each norm where there is one.
 
     `sum_norm` normalises the sum: ``sum_norm(x + part(x))``. With `scaled` each element of ``x``
@@ -253,15 +243,18 @@ class ModelSpec(Described):
     @cached_property
     def ledger(self) -> Ledger:
         """The items of the model, each with how often it occurs."""
-        return Ledger(self._entries())
+        before, after, steps = self._outside(), self._after(), tuple(self._steps())
+        inside = chain.from_iterable(step.entries for step in steps)
+        return Ledger(self, chain(before, inside, after), steps)
 
     @cached_property
     def multi_token_ledger(self) -> Ledger:
         """The items of the modules that predict further tokens."""
         embed = Axis("embed", self.embed_dim)
-        return Ledger(chain.from_iterable(part.entries(embed) for part in self.multi_token))
+        return Ledger(self, chain.from_iterable(part.entries(embed) for part in self.multi_token))
 
-    def _entries(self) -> Iterator[Entry]:
+    def _outside(self) -> Iterator[Entry]:
+        """Give what stands before the layers, or beside them."""
         embed = Axis("embed", self.embed_dim)
         for item in self.embedding.items(embed):
             yield Entry(("embeddings", ""), None, item)
@@ -270,15 +263,17 @@ class ModelSpec(Described):
                 yield Entry(("norms", ""), None, item)
         for extra in self.beside:
             yield from extra.entries(embed)
-        for _, entries in self.residuals():
-            yield from entries
+
+    def _after(self) -> Iterator[Entry]:
+        """Give what stands after the layers."""
+        embed = Axis("embed", self.embed_dim)
         if self.final_norm is not None:
             for item in self.final_norm.items("final_norm", (embed,)):
                 yield Entry(("norms", ""), None, item, after=True)
         for item in self.head.items(embed, self.embedding.vocab):
             yield Entry(("head", ""), None, item, after=True)
 
-    def residuals(self) -> Iterator[tuple[Residual, Iterator[Entry]]]:
+    def _steps(self) -> Iterator[ResidualStep]:
         """Give the residual steps of each kind of layer, each with its entries.
 
         Equal layers are counted together, wherever they stand.
@@ -290,10 +285,14 @@ class ModelSpec(Described):
             counts[run.label] = layer, count + run.count
         for label, (layer, count) in counts.items():
             for block in layer.blocks:
-                entries = block.entries(label, count, embed)
+                entries = tuple(block.entries(label, count, embed))
                 if layer.uses != 1:
-                    entries = (attrs.evolve(entry, uses=layer.uses) for entry in entries)
-                yield block, entries
+                    entries = tuple([attrs.evolve(one, uses=layer.uses) for one in entries])
+                yield ResidualStep(entries, block.adds_up)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the fields alone: what was found out about the model is found out again."""
+        return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
 
     @classmethod
     def dense(
@@ -456,3 +455,10 @@ class ModelSpec(Described):
             feed_forward_bias=True,
             head_bias=True,
         )
+
+
+def check_spec(spec: object) -> None:
+    """Refuse what is no model; of a name it says how to get the model."""
+    if not isinstance(spec, ModelSpec):
+        rule = "must be a ModelSpec, as llmcalc.load_model returns it"
+        raise InvalidValueError("spec", spec, rule)

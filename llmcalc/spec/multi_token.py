@@ -16,6 +16,7 @@ from llmcalc.spec.axes import Axis
 from llmcalc.spec.items import Item, Linear, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import Beside, Layer
+from llmcalc.spec.part import Group
 from llmcalc.spec.parts import Norm
 
 __all__ = ["MultiToken"]
@@ -72,7 +73,7 @@ class MultiToken(Described):
 
     def copies(self, embed: Axis, vocab: Axis) -> Iterator[Entry]:
         """Emit the copies of the model's token table and head that some checkpoints hold."""
-        items: dict[str, Item] = {
+        items: dict[Group, Item] = {
             "embeddings": Table(name="token", rows=vocab, row=(embed,)),
             "head": Linear(name="output", into=(embed,), out=((vocab,),), tokens="logits"),
         }

@@ -12,7 +12,8 @@ import attrs
 from llmcalc.boundary import instance_of
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.ledger import Entry
-from llmcalc.spec.model import Block, Part
+from llmcalc.spec.model import Block, Residual
+from llmcalc.spec.part import Part
 from llmcalc.spec.parts import Norm
 
 __all__ = ["ParallelBlock"]
@@ -20,8 +21,8 @@ __all__ = ["ParallelBlock"]
 _optional_norm = attrs.validators.optional(instance_of(Norm))
 
 
-@attrs.frozen(kw_only=True)
-class ParallelBlock:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ParallelBlock(Residual):
     """Parts that read one input: ``x + sum of the blocks' parts of norm(x)``.
 
     `norm` is what all parts share; each block may have norms of its own. `post_norm` normalises
@@ -40,6 +41,11 @@ class ParallelBlock:
     def parts(self) -> tuple[Part, ...]:
         """The parts of all blocks, in order."""
         return tuple(part for block in self.blocks for part in block.parts)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether no part's result is normalised before the sum."""
+        return not any(block.post_norm or block.sum_norm for block in self.blocks)
 
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the items of all parts."""

@@ -48,16 +48,22 @@ class Norm(Described):
         usual = self.kind == "layer" if self.bias is None else self.bias
         return usual and self.elementwise
 
-    def items(self, name: str, axes: Axes, vectors: Axes = ()) -> Iterator[Item]:
-        """Emit the norm's elementwise parameters, which all `vectors` of a token share."""
+    def items(
+        self, name: str, axes: Axes, vectors: Axes = (), *, of: str | None = None
+    ) -> Iterator[Item]:
+        """Emit the norm's elementwise parameters, which all `vectors` of a token share.
+
+        `of` is the operation that they belong to, by default the norm itself.
+        """
+        of = name if of is None else of
         if self.elementwise:
-            yield Scale(name=f"{name}.weight", axes=axes, vectors=vectors)
+            yield Scale(name=f"{name}.weight", of=of, axes=axes, vectors=vectors)
         if self.has_bias:
-            yield Scale(name=f"{name}.bias", axes=axes)
+            yield Scale(name=f"{name}.bias", of=of, axes=axes)
         if self.gate_rank is not None:
             rank = Axis("gate_rank", self.gate_rank)
-            yield Linear(name=f"{name}.gate_down", into=axes, out=((rank,),))
-            yield Linear(name=f"{name}.gate_up", into=(rank,), out=(axes,))
+            yield Linear(name=f"{name}.gate_down", of=of, into=axes, out=((rank,),))
+            yield Linear(name=f"{name}.gate_up", of=of, into=(rank,), out=(axes,))
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

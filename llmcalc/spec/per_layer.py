@@ -16,10 +16,12 @@ from typing import ClassVar, get_args
 import attrs
 
 from llmcalc.boundary import instance_of, one_of, size
+from llmcalc.described import Described
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.feed_forward import Activation, learned_activation
-from llmcalc.spec.items import Item, Linear, Scale, Scan, Table
+from llmcalc.spec.items import Item, Linear, Product, Scale, Table
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 
 __all__ = [
@@ -32,8 +34,8 @@ __all__ = [
 ]
 
 
-@attrs.frozen(kw_only=True)
-class PerLayerEmbedding:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class PerLayerEmbedding(Described):
     """A table with one input of `width` elements for each of `layers` layers, at each token.
 
     The embedded token is projected to as many elements, normed and added.
@@ -61,8 +63,8 @@ class PerLayerEmbedding:
             yield Entry(("norms", ""), None, item)
 
 
-@attrs.frozen(kw_only=True)
-class PerLayerInput:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class PerLayerInput(Part):
     """A layer's own input of `width` elements, gated by the hidden state and brought to its width.
 
     >>> from llmcalc.spec import Axis, PerLayerInput
@@ -71,14 +73,10 @@ class PerLayerInput:
     ['per_layer_gate', 'per_layer_up']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     width: int = attrs.field(validator=size)
     activation: Activation = attrs.field(validator=one_of(*get_args(Activation)))
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the two projections, and what is learned between them."""
@@ -88,8 +86,8 @@ class PerLayerInput:
         yield Linear(name="per_layer_up", into=(width,), out=((embed,),))
 
 
-@attrs.frozen(kw_only=True)
-class LowRank:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class LowRank(Part):
     """A linear map through `rank` elements.
 
     >>> from llmcalc.spec import Axis, LowRank
@@ -97,13 +95,9 @@ class LowRank:
     ['low_rank_down', 'low_rank_up']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     rank: int = attrs.field(validator=size)
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the two projections."""
@@ -112,8 +106,8 @@ class LowRank:
         yield Linear(name="low_rank_up", into=(rank,), out=((embed,),))
 
 
-@attrs.frozen(kw_only=True)
-class LayerFactor:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class LayerFactor(Part):
     """One factor of a layer's result, kept in a buffer.
 
     >>> from llmcalc.spec import Axis, LayerFactor
@@ -121,19 +115,15 @@ class LayerFactor:
     [('layer_factor', True)]
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
-
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
+    group: ClassVar[Group] = "other"
 
     def items(self, embed: Axis) -> Iterator[Item]:  # noqa: ARG002  # a part's signature
         """Emit the factor."""
         yield Scale(name="layer_factor", axes=(Axis("factor", 1),), buffer=True)
 
 
-@attrs.frozen(kw_only=True)
-class Streams:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Streams(Part):
     """`count` hidden states, of which a layer computes one: it predicts all, then corrects them.
 
     A router reads the one that is computed, before and after; its result gives the coefficients
@@ -147,31 +137,27 @@ class Streams:
     ['streams.router_norm.weight', 'streams.router']
     """
 
-    group: ClassVar[str] = "other"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "other"
 
     count: int = attrs.field(validator=size)
     norm: Norm = attrs.field(validator=instance_of(Norm))
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, the coefficients and what is done with them."""
         streams = Axis("streams", self.count)
-        yield from self.norm.items("streams.router_norm", (embed,))
-        yield Linear(name="streams.router", into=(embed,), out=((streams,),))
+        yield from self.norm.items("streams.router_norm", (embed,), of="streams")
+        yield Linear(name="streams.router", of="streams", into=(embed,), out=((streams,),))
         pairs = Axis("stream_pairs", self.count**2)
-        yield Linear(name="streams.predict", into=(streams,), out=((pairs,),))
-        yield Linear(name="streams.correct", into=(streams,), out=((streams,),))
-        yield Scale(name="streams.scale", axes=(embed,))
-        # No recurrence, but products without a weight of their own all the same: every stream is
-        # predicted from every other, and the router is used a second time.
-        yield Scan(name="streams.mix", state=(embed,), products=self.count**2 + self.count)
+        yield Linear(name="streams.predict", of="streams", into=(streams,), out=((pairs,),))
+        yield Linear(name="streams.correct", of="streams", into=(streams,), out=((streams,),))
+        yield Scale(name="streams.scale", of="streams", axes=(embed,))
+        # Every stream is predicted from every other, and the router is used a second time.
+        uses = Axis("stream_pairs", self.count**2 + self.count)
+        yield Product(name="streams.mix", of="streams", axes=(uses, embed))
 
 
-@attrs.frozen(kw_only=True)
-class StreamProjections:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class StreamProjections(Described):
     """The matrices that make `count` hidden states of the embedded token, and one of them again.
 
     >>> from llmcalc.spec import Axis, StreamProjections
@@ -188,11 +174,11 @@ class StreamProjections:
             yield Entry(
                 ("other", ""),
                 None,
-                Linear(name="streams.begin", into=(embed,), out=((more, embed),)),
+                Linear(name="streams.begin", of="streams", into=(embed,), out=((more, embed),)),
             )
             yield Entry(
                 ("other", ""),
                 None,
-                Linear(name="streams.end", into=(embed,), out=((more, embed),)),
+                Linear(name="streams.end", of="streams", into=(embed,), out=((more, embed),)),
                 after=True,
             )

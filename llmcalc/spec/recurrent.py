@@ -25,6 +25,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.feed_forward import Activation, learned_activation
 from llmcalc.spec.items import Cache, Conv, EagerScan, Item, Linear, Scale, Scan
+from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
 from llmcalc.spec.spans import Constant
 
@@ -59,7 +60,7 @@ def _convolution(
     single = len(channels) == 1
     for number, piece in enumerate(channels, 1):
         title = name if single else f"{name}.{number}"
-        yield Conv(name=title, channels=piece, kernel=kernel, bias=bias)
+        yield Conv(name=title, of=name, channels=piece, kernel=kernel, bias=bias)
     for number, piece in enumerate(channels, 1):
         yield Cache(
             name=name if single else f"{name}.{number}",
@@ -70,17 +71,16 @@ def _convolution(
         )
 
 
-class _AnyWidth:
-    """A part whose result has the width of its input."""
+class _Recurrent(Part):
+    """A recurrent part: its parameters are counted as such."""
 
-    group: ClassVar[str] = "recurrent"
+    __slots__ = ()
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
+    group: ClassVar[Group] = "recurrent"
 
 
-@attrs.frozen(kw_only=True)
-class Mamba(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Mamba(_Recurrent):
     """A selective state space of `channels`, each with a state of `state_dim` elements (Mamba 1).
 
     The time step of each channel comes through `time_step_rank` elements. `norm` normalises the
@@ -95,7 +95,7 @@ class Mamba(_AnyWidth):
     ['in', 'conv', 'conv', 'select', 'time_step', 'decay', 'skip', 'scan', 'state', 'out']
     """
 
-    label: ClassVar[str] = "mamba"
+    usual_label: ClassVar[str] = "mamba"
 
     channels: int = attrs.field(validator=size)
     state_dim: int = attrs.field(validator=size)
@@ -135,13 +135,13 @@ class Mamba(_AnyWidth):
         # transformers only reads the state by a matrix product.
         eager = EagerScan(products=1, step_products=1)
         held = (*channels, state)
-        yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=held, products=_WRITE_READ, in_transformers=eager)
         yield Cache(name="state", role="state", shape=held, span=Constant())
         yield Linear(name="out", into=channels, out=((embed,),), bias=self.bias)
 
 
-@attrs.frozen(kw_only=True)
-class Mamba2(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class Mamba2(_Recurrent):
     """A selective state space of `heads`, each with `head_dim` x `state_dim` elements (Mamba 2).
 
     What writes and reads the state is shared by the heads of each of `groups`. `norm` normalises
@@ -158,7 +158,7 @@ class Mamba2(_AnyWidth):
     ['in', 'time_step', 'decay', 'skip', 'scan', 'state', 'norm.weight', 'out']
     """
 
-    label: ClassVar[str] = "mamba2"
+    usual_label: ClassVar[str] = "mamba2"
 
     heads: int = attrs.field(validator=size)
     head_dim: int = attrs.field(validator=size)
@@ -204,15 +204,15 @@ class Mamba2(_AnyWidth):
             across=True,
         )
         held = (heads, head, state)
-        yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=held, products=_WRITE_READ, in_transformers=eager)
         yield Cache(name="state", role="state", shape=held, span=Constant())
         if self.norm is not None:
             yield from self.norm.items("norm", inner)
         yield Linear(name="out", into=inner, out=((embed,),), bias=self.output_bias)
 
 
-@attrs.frozen(kw_only=True)
-class GatedDelta(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class GatedDelta(_Recurrent):
     """The gated delta rule: `value_heads` states of `key_dim` x `value_dim` elements.
 
     Each of `key_heads` queries and keys serves as many value heads. `norm` normalises each head's
@@ -256,14 +256,16 @@ class GatedDelta(_AnyWidth):
         key, value = Axis("key_dim", self.key_dim), Axis("value_dim", self.value_dim)
         keys, values = (Axis("key_heads", self.key_heads), key), (heads, value)
         held = (heads, key, value)
-        yield Linear(name="qkv", into=(embed,), out=(keys, keys, values))
+        # Where one projection makes the gate, engines store it with the others.
+        merged = "qkvz" if self.decay_dim is None else None
+        yield Linear(name="qkv", into=(embed,), out=(keys, keys, values), merged=merged)
         yield from _convolution("conv", (keys, keys, values), self.kernel, bias=False)
         yield from self._through("gate", embed, values)
         yield Linear(name="beta", into=(embed,), out=((heads,),))
         decays: Axes = (heads,) if self.decay_dim is None else (heads, key)
         yield from self._through("decay", embed, decays)
-        yield Scale(name="decay.rate", axes=(heads,))
-        yield Scale(name="decay.bias", axes=decays)
+        yield Scale(name="decay.rate", of="decay", axes=(heads,))
+        yield Scale(name="decay.bias", of="decay", axes=decays)
         chunk = 64  # the default of transformers' functions, which no model changes
         eager = EagerScan(
             chunk=chunk,
@@ -271,7 +273,7 @@ class GatedDelta(_AnyWidth):
             products=_READ_WRITE_READ,
             step_products=0,
         )
-        yield Scan(name="scan", state=held, products=_READ_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=held, products=_READ_WRITE_READ, in_transformers=eager)
         yield Cache(name="state", role="state", shape=held, span=Constant())
         yield from self.norm.items("norm", (value,), (heads,))
         yield Linear(name="o", into=values, out=((embed,),))
@@ -279,15 +281,16 @@ class GatedDelta(_AnyWidth):
     def _through(self, name: str, embed: Axis, result: Axes) -> Iterator[Item]:
         """Emit one projection, or two with a few elements between them."""
         if not self.decay_dim:
-            yield Linear(name=name, into=(embed,), out=(result,))
+            merged = "qkvz" if name == "gate" and self.decay_dim is None else None
+            yield Linear(name=name, into=(embed,), out=(result,), merged=merged)
             return
         between = Axis(f"{name}_rank", self.decay_dim)
         yield Linear(name=f"{name}_a", into=(embed,), out=((between,),))
         yield Linear(name=f"{name}_b", into=(between,), out=(result,))
 
 
-@attrs.frozen(kw_only=True)
-class LinearAttention(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class LinearAttention(_Recurrent):
     """Lightning attention: each head sums its key-value products, which decay at a fixed rate.
 
     `norm` normalises the results of all heads as one vector; a gate then weighs them. `chunk` is
@@ -301,7 +304,7 @@ class LinearAttention(_AnyWidth):
     ['qkv', 'scan', 'state', 'norm.weight', 'gate', 'o']
     """
 
-    label: ClassVar[str] = "linear"
+    usual_label: ClassVar[str] = "linear"
 
     heads: int = attrs.field(validator=size)
     head_dim: int = attrs.field(validator=size)
@@ -324,7 +327,7 @@ class LinearAttention(_AnyWidth):
             products=_WRITE_READ,
             step_products=_WRITE_READ,
         )
-        yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=held, products=_WRITE_READ, in_transformers=eager)
         yield Cache(name="state", role="state", shape=held, span=Constant())
         yield from self.norm.items("norm", inner)
         yield Linear(name="gate", into=(embed,), out=(inner,))
@@ -332,11 +335,11 @@ class LinearAttention(_AnyWidth):
         chunk = Axis("chunk", self.chunk)
         shapes = {"rate": (), "decay.query": (chunk,), "decay.key": (chunk,)}
         for name, axes in {**shapes, "decay.diagonal": (chunk, chunk)}.items():
-            yield Scale(name=name, axes=(heads, *axes), buffer=True)
+            yield Scale(name=name, of="decay", axes=(heads, *axes), buffer=True)
 
 
-@attrs.frozen(kw_only=True)
-class GatedLinearRecurrence(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class GatedLinearRecurrence(_Recurrent):
     """The real-gated linear recurrence of Griffin: one state element for each of its channels.
 
     Its gates are computed by a matrix for each of `heads`, from the head's own channels;
@@ -350,7 +353,7 @@ class GatedLinearRecurrence(_AnyWidth):
     ['y', 'x', 'conv', 'conv', 'decay', 'input_gate', 'decay_gate', 'scan', 'state', 'out']
     """
 
-    label: ClassVar[str] = "recurrence"
+    usual_label: ClassVar[str] = "recurrence"
 
     heads: int = attrs.field(validator=size)
     head_dim: int = attrs.field(validator=size)
@@ -371,13 +374,13 @@ class GatedLinearRecurrence(_AnyWidth):
         for name in ("input_gate", "decay_gate"):
             yield Linear(name=name, into=(head,), out=((head,),), bias=True, blocks=heads)
         eager = EagerScan(products=0, step_products=0)
-        yield Scan(name="scan", state=channels, products=1, eager=eager)
+        yield Scan(name="scan", state=channels, products=1, in_transformers=eager)
         yield Cache(name="state", role="state", shape=channels, span=Constant())
         yield Linear(name="out", into=channels, out=((embed,),), bias=True)
 
 
-@attrs.frozen(kw_only=True)
-class ShortConvolution(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ShortConvolution(_Recurrent):
     """A short convolution of gated inputs, whose result is gated in turn: no other state.
 
     Source: Liquid AI, "LFM2 Technical Report" (2025).
@@ -387,7 +390,7 @@ class ShortConvolution(_AnyWidth):
     ['in', 'conv', 'conv', 'out']
     """
 
-    label: ClassVar[str] = "convolution"
+    usual_label: ClassVar[str] = "convolution"
 
     kernel: int = attrs.field(validator=size)
     bias: bool = attrs.field(default=False, validator=flag)
@@ -400,8 +403,8 @@ class ShortConvolution(_AnyWidth):
         yield Linear(name="out", into=channels, out=((embed,),), bias=self.bias)
 
 
-@attrs.frozen(kw_only=True)
-class MatrixMemory(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class MatrixMemory(_Recurrent):
     """The mLSTM: each head sums key-value products, and the keys to normalise by, under gates.
 
     A request holds the matrix, the vector and one stabiliser for each head. `norm` normalises
@@ -416,7 +419,7 @@ class MatrixMemory(_AnyWidth):
     ['state', 'normalizer', 'stabilizer']
     """
 
-    label: ClassVar[str] = "mlstm"
+    usual_label: ClassVar[str] = "mlstm"
 
     heads: int = attrs.field(validator=size)
     key_dim: int = attrs.field(validator=size)
@@ -432,7 +435,8 @@ class MatrixMemory(_AnyWidth):
         key, value = Axis("key_dim", self.key_dim), Axis("value_dim", self.value_dim)
         keys, values, held = (heads, key), (heads, value), (heads, key, value)
         for name, out in (("q", keys), ("k", keys), ("v", values), ("gate", values)):
-            yield Linear(name=name, into=(embed,), out=(out,), bias=self.bias)
+            merged = None if name == "gate" else "qkv"
+            yield Linear(name=name, into=(embed,), out=(out,), bias=self.bias, merged=merged)
         for name in ("input_gate", "forget_gate"):
             yield Linear(name=name, into=(embed,), out=((heads,),), bias=True)
         eager = EagerScan(
@@ -443,17 +447,17 @@ class MatrixMemory(_AnyWidth):
             step_products=_WRITE_READ,
             piece=self.piece,
         )
-        yield Scan(name="scan", state=held, products=_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=held, products=_WRITE_READ, in_transformers=eager)
         eager = EagerScan(products=1, step_products=1)
-        yield Scan(name="normalize", state=keys, products=_WRITE_READ, eager=eager)
+        yield Scan(name="normalize", state=keys, products=_WRITE_READ, in_transformers=eager)
         for name, axes in (("state", held), ("normalizer", keys), ("stabilizer", (heads,))):
             yield Cache(name=name, role="state", shape=axes, span=Constant())
         yield from self.norm.items("norm", values)
         yield Linear(name="out", into=values, out=((embed,),), bias=self.bias)
 
 
-@attrs.frozen(kw_only=True)
-class TimeMix(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class TimeMix(_Recurrent):
     """RWKV-4's attention: each of `channels` keeps a decaying, weighted mean of its values.
 
     A request holds its numerator, denominator and largest exponent, and the last input.
@@ -465,7 +469,7 @@ class TimeMix(_AnyWidth):
     ['shift', 'state', 'output']
     """
 
-    label: ClassVar[str] = "rwkv"
+    usual_label: ClassVar[str] = "rwkv"
 
     channels: int = attrs.field(validator=size)
 
@@ -479,14 +483,14 @@ class TimeMix(_AnyWidth):
             yield Linear(name=name, into=(embed,), out=((channels,),))
         held = (Axis("sums", 3), channels)
         eager = EagerScan(products=0, step_products=0)
-        yield Scan(name="scan", state=(channels,), products=_WRITE_READ, eager=eager)
+        yield Scan(name="scan", state=(channels,), products=_WRITE_READ, in_transformers=eager)
         yield Cache(name="shift", role="state", shape=(embed,), span=Constant())
         yield Cache(name="state", role="state", shape=held, span=Constant())
         yield Linear(name="output", into=(channels,), out=((embed,),))
 
 
-@attrs.frozen(kw_only=True)
-class ChannelMix(_AnyWidth):
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class ChannelMix(_Recurrent):
     """RWKV-4's feed-forward: squared ReLU, weighed by a gate; a request holds the last input.
 
     Source: Peng et al., "RWKV" (2023), section 3.1.
@@ -496,8 +500,7 @@ class ChannelMix(_AnyWidth):
     ['shift', 'value']
     """
 
-    group: ClassVar[str] = "feed_forward"
-    label: ClassVar[str] = ""
+    group: ClassVar[Group] = "feed_forward"
 
     inner_dim: int = attrs.field(validator=size)
 

@@ -16,14 +16,15 @@ from llmcalc.boundary import flag, instance_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.feed_forward import FeedForward
-from llmcalc.spec.items import Item, Linear, Scale, Scan, Table
+from llmcalc.spec.feed_forward import FeedForward, shared_items
+from llmcalc.spec.items import Item, Linear, Product, Scale, Table
+from llmcalc.spec.part import Group, Part
 
 __all__ = ["MaskedAttention", "RetrievedExperts"]
 
 
-@attrs.frozen(kw_only=True)
-class MaskedAttention:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class MaskedAttention(Part):
     """Attention whose values say, for each KV head, how much their position is to be attended.
 
     The span of `attention` says how many positions stay. At every step the values of all of them
@@ -37,8 +38,8 @@ class MaskedAttention:
     ['mask', 'mask_rate']
     """
 
-    group: ClassVar[str] = "attention"
-    label: ClassVar[str] = "masked"
+    group: ClassVar[Group] = "attention"
+    usual_label: ClassVar[str] = "masked"
 
     attention: Attention = attrs.field(validator=instance_of(Attention))
     bias: bool = attrs.field(default=False, validator=flag)
@@ -58,14 +59,14 @@ class MaskedAttention:
             into=(heads, value),
             out=((masks,),),
             bias=self.bias,
-            tokens="latent",
+            tokens="cached",
             span=self.attention.span,
         )
         yield Scale(name="mask_rate", axes=(masks,))
 
 
-@attrs.frozen(kw_only=True)
-class RetrievedExperts:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class RetrievedExperts(Part):
     """A feed-forward for all tokens, and `num_experts` of one input and one output vector.
 
     A router scores two halves of an expert's index, so that it has twice the root of the experts'
@@ -82,8 +83,8 @@ class RetrievedExperts:
     ['router', 'expert_in', 'expert_out', 'experts']
     """
 
-    group: ClassVar[str] = "experts"
-    label: ClassVar[str] = "experts"
+    group: ClassVar[Group] = "experts"
+    usual_label: ClassVar[str] = "experts"
 
     num_experts: int = attrs.field(validator=size)
     experts_per_token: int = attrs.field(validator=size)
@@ -97,17 +98,18 @@ class RetrievedExperts:
                 f"must be at most num_experts ({self.num_experts})",
             )
 
-    def check_width(self, embed_dim: int) -> None:
-        """Every width will do: the result has the width of the input."""
-
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit what all tokens use, the router, and the experts' vectors with their products."""
-        for item in self.shared.items(embed):
-            yield attrs.evolve(item, name=f"shared.{item.name}")
+        yield from shared_items(self.shared, embed)
         keys = Axis("keys", isqrt(self.num_experts))
         yield Linear(name="router", into=(embed,), out=((Axis("halves", 2), keys),))
         experts, active = Axis("experts", self.num_experts), self.experts_per_token
         for name in ("expert_in", "expert_out"):
-            yield Table(name=name, rows=experts, row=(embed,), active=active, looked_up=active)
+            yield Table(
+                name=name, rows=experts, row=(embed,), active=active, looked_up=active, routed=True
+            )
         # Looked up first, the vectors are then multiplied, once into and once out of the expert.
-        yield Scan(name="experts", state=(embed,), products=2 * active)
+        ways = Axis("ways", 2)
+        yield Product(
+            name="experts", axes=(ways, embed), experts=experts, active=active, routed=True
+        )

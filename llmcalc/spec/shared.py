@@ -15,13 +15,15 @@ from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.items import Item, Linear, Scale, Table
 from llmcalc.spec.ledger import Entry
+from llmcalc.spec.model import Residual
+from llmcalc.spec.part import Group
 from llmcalc.spec.parts import Norm
 
 __all__ = ["SharedBlock"]
 
 
-@attrs.frozen(kw_only=True)
-class SharedBlock:
+@attrs.frozen(kw_only=True, repr=False, eq=False)
+class SharedBlock(Residual):
     """Attention and feed-forward whose weights are stored once under `key`, for all their uses.
 
     Without a `key` each use stores weights of its own.
@@ -61,16 +63,17 @@ class SharedBlock:
     def entries(self, label: str, count: int, embed: Axis) -> Iterator[Entry]:
         """Emit the shared items, each stored once, and those of each use."""
         wide = Axis("hidden_and_embeddings", self.input_dim)
-        for group, name, axis in (
+        norms: list[tuple[Group, str, Axis]] = [
             ("attention", "attention_norm", wide),
             ("feed_forward", "feed_forward_norm", embed),
-        ):
+        ]
+        for group, name, axis in norms:
             for item in self.norm.items(name, (axis,)):
                 yield Entry(("norms", label), count, self._stored_once(item, group))
         for part in self.parts:
             for item in part.items(embed):
                 used: Item = item
-                if isinstance(item, Linear) and item.name in {"q", "k", "v"}:
+                if isinstance(item, Linear) and item.role in {"q", "k", "v"}:
                     used = attrs.evolve(item, into=(wide,))
                 yield Entry((part.group, label), count, self._stored_once(used, part.group))
         for group, item in self._adapters(embed, wide):
@@ -78,25 +81,26 @@ class SharedBlock:
         out = Linear(name="shared_to_layer", into=(embed,), out=((embed,),))
         yield Entry(("other", label), count, out)
 
-    def _stored_once(self, item: Item, group: str) -> Item:
+    def _stored_once(self, item: Item, group: Group) -> Item:
         if self.key is not None and isinstance(item, Linear | Scale):
             return attrs.evolve(item, storage=f"{self.key}.{group}.{item.name}")
         return item
 
-    def _adapters(self, embed: Axis, wide: Axis) -> Iterator[tuple[str, Item]]:
+    def _adapters(self, embed: Axis, wide: Axis) -> Iterator[tuple[Group, Item]]:
         if self.adapter_rank is None:
             return
         rank, inner = Axis("rank", self.adapter_rank), Axis("inner", self.feed_forward.inner_dim)
-        pairs: list[tuple[str, str, Axis, tuple[Axes, ...]]] = [
-            ("feed_forward", "adapter", embed, ((inner,), (inner,)))
+        pairs: list[tuple[Group, str | None, str, Axis, tuple[Axes, ...]]] = [
+            ("feed_forward", None, "adapter", embed, ((inner,), (inner,)))
         ]
         if self.attention_adapters:
             pairs += [
-                ("attention", f"{name}.adapter", wide, ((wide,),)) for name in ("q", "k", "v")
+                ("attention", name, f"{name}.adapter", wide, ((wide,),)) for name in ("q", "k", "v")
             ]
-        for group, name, into, out in pairs:
-            yield group, Linear(name=f"{name}_a", into=(into,), out=((rank,),))
-            yield group, Linear(name=f"{name}_b", into=(rank,), out=out)
+        for group, of, name, into, out in pairs:
+            first, second = f"{name}_a", f"{name}_b"
+            yield group, Linear(name=first, of=of or first, into=(into,), out=((rank,),))
+            yield group, Linear(name=second, of=of or second, into=(rank,), out=out)
             if self.spare_adapters:
                 rows = Axis("spare_rank", self.spare_adapters * self.adapter_rank)
                 spare = Table(name=f"{name}_a.spare", rows=rows, row=(into,), looked_up=0)

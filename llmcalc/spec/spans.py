@@ -7,24 +7,12 @@
 * `Compressed`: one slot for several positions.
 * `Remainder`: the positions that do not make up such a slot yet.
 * `Constant`: a state that does not grow, such as that of a recurrence.
-
-Each span answers nine questions, for integers and for integer arrays alike:
-
-* ``slots(context)``: slots that a request of `context` tokens holds;
-* ``pairs(new, past)``: (query, key) pairs when `new` tokens follow `past` ones, causally;
-* ``present(new, past)``: the keys that a step has at hand, in a kernel that skips none of them;
-* ``fetched(new, past)``: the slots that a step reads, each once;
-* ``tiled(new, past, tile)``: the slots that a step reads where every `tile` new tokens read theirs
-  again, a few tokens of a tile together;
-* ``written(new, past)``: the slots that a step writes;
-* ``most_pairs(new, past)``: a bound of ``pairs`` for all workloads up to this one;
-* ``most_slots``: the slots that no context exceeds, or `None`;
-* ``slot_name``: what a slot is called in a printed working.
+* `Span`: what all of them answer.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 
@@ -34,8 +22,72 @@ from llmcalc.described import Described
 __all__ = ["Chunk", "Compressed", "Constant", "Full", "Remainder", "Span", "TopK", "Window"]
 
 
+class Span(Described):
+    """What a layer holds and attends of the positions, for integers and integer arrays alike.
+
+    `new` tokens follow `past` ones. The answers here are those of a span that holds every position
+    and attends all up to the query's own; other spans answer where they differ.
+    """
+
+    __slots__ = ()
+
+    @property
+    def slot_name(self) -> str:
+        """What a slot is called in a printed working."""
+        return "tokens"
+
+    @property
+    def most_slots(self) -> int | None:
+        """The slots that no context exceeds; `None` where the cache grows with the context."""
+        return None
+
+    def slots(self, context: Any) -> Any:
+        """Return the slots that a request of `context` tokens holds."""
+        return context
+
+    def pairs(self, new: Any, past: Any) -> Any:
+        """Return the (query, key) pairs of a step, causally: past + 1, past + 2, ..., summed."""
+        return new * past + new * (new + 1) // 2
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return a bound of the pairs of all workloads up to this one."""
+        return self.pairs(new, past)
+
+    def present(self, new: Any, past: Any) -> Any:
+        """Return the keys that a step has at hand, in a kernel that skips none of them."""
+        return past + new
+
+    def most_present(self, new: Any, past: Any) -> Any:
+        """Return a bound of the keys at hand in all workloads up to this one."""
+        return self.present(new, past)
+
+    def fetched(self, new: Any, past: Any) -> Any:
+        """Return the slots that a step reads, each once."""
+        return self.present(new, past)
+
+    def unmasked(self, new: Any, past: Any) -> Any:
+        """Return the slots that a step reads which hides none of the keys at hand."""
+        return self.present(new, past)
+
+    def tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the slots that are read where each tile of new tokens reads its own again.
+
+        A tile reads the positions up to its last token: their sum over the tiles.
+        """
+        tiles = -(-new // tile)
+        return tiles * past + tile * (tiles * (tiles - 1) // 2) + new
+
+    def unmasked_tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the same where no tile hides a key at hand."""
+        return -(-new // tile) * self.present(new, past)
+
+    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002  # other spans need it
+        """Return the slots that a step writes."""
+        return new
+
+
 @attrs.frozen(repr=False, eq=False)
-class Full(Described):
+class Full(Span):
     """Every position up to the query's own is attended, and every position is held.
 
     >>> from llmcalc.spec import Full
@@ -43,48 +95,9 @@ class Full(Described):
     (1024, 9)
     """
 
-    @property
-    def slot_name(self) -> str:
-        """One slot a token."""
-        return "tokens"
-
-    @property
-    def most_slots(self) -> int | None:
-        """`None`: the cache grows with the context."""
-        return None
-
-    def slots(self, context: Any) -> Any:
-        """Return the slots held for `context` tokens: all of them."""
-        return context
-
-    def pairs(self, new: Any, past: Any) -> Any:
-        """Return the sum of past + 1, past + 2, ..., past + new."""
-        return new * past + new * (new + 1) // 2
-
-    def present(self, new: Any, past: Any) -> Any:
-        """Return all positions."""
-        return past + new
-
-    def fetched(self, new: Any, past: Any) -> Any:
-        """Return all positions."""
-        return past + new
-
-    def tiled(self, new: Any, past: Any, tile: int) -> Any:
-        """Return the sum, over the tiles, of the positions up to the tile's last one."""
-        tiles = -(-new // tile)
-        return tiles * past + tile * (tiles * (tiles - 1) // 2) + new
-
-    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
-        """Return one slot for each new token."""
-        return new
-
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs, which grow with the workload."""
-        return self.pairs(new, past)
-
 
 @attrs.frozen(repr=False, eq=False)
-class Window(Described):
+class Window(Span):
     """The query's own position and the `size` - 1 before it are attended; `size` slots are held.
 
     >>> from llmcalc.spec import Window
@@ -118,10 +131,6 @@ class Window(Described):
         """Return what is held before the step, short of one slot, and the new positions."""
         return smaller(past, self.size - 1) + new
 
-    def fetched(self, new: Any, past: Any) -> Any:
-        """Return what is held before the step, short of one slot, and the new positions."""
-        return smaller(past, self.size - 1) + new
-
     def tiled(self, new: Any, past: Any, tile: int) -> Any:
         """Return the sum, over the tiles, of their positions and of what their first query sees."""
         tiles = -(-new // tile)
@@ -135,13 +144,9 @@ class Window(Described):
         """Return a slot for each new token that the window still holds."""
         return smaller(new, self.size)
 
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs, which grow with the workload."""
-        return self.pairs(new, past)
-
 
 @attrs.frozen(repr=False, eq=False)
-class Chunk(Described):
+class Chunk(Span):
     """Positions are cut into chunks of `size`; a query attends its own chunk up to itself.
 
     What a request holds is given at its peak: the end of a chunk.
@@ -180,6 +185,10 @@ class Chunk(Described):
             + rest * (rest + 1) // 2
         )
 
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return the pairs if every new token met a full chunk."""
+        return new * smaller(past + new, self.size)
+
     def present(self, new: Any, past: Any) -> Any:
         """Return what is held before the step, short of one slot, and the new positions."""
         return smaller(past, self.size - 1) + new
@@ -207,13 +216,9 @@ class Chunk(Described):
         """Return a slot for each new token, at most a chunk."""
         return smaller(new, self.size)
 
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs if every new token met a full chunk."""
-        return new * smaller(past + new, self.size)
-
 
 @attrs.frozen(repr=False, eq=False)
-class TopK(Described):
+class TopK(Span):
     """Every position is held; a query attends the `count` that an indexer picks among them.
 
     >>> from llmcalc.spec import TopK
@@ -223,47 +228,29 @@ class TopK(Described):
 
     count: int = attrs.field(validator=size)
 
-    @property
-    def slot_name(self) -> str:
-        """One slot a token."""
-        return "tokens"
-
-    @property
-    def most_slots(self) -> int | None:
-        """`None`: the cache grows with the context."""
-        return None
-
-    def slots(self, context: Any) -> Any:
-        """Return the slots held for `context` tokens: all of them."""
-        return context
-
     def pairs(self, new: Any, past: Any) -> Any:
         """Return the sum of min(position, count) over the new tokens' positions."""
         return Window(self.count).pairs(new, past)
-
-    def present(self, new: Any, past: Any) -> Any:
-        """Return all positions."""
-        return past + new
 
     def fetched(self, new: Any, past: Any) -> Any:
         """Return a bound of the positions that the new tokens pick together."""
         return at_most(past + new, new, self.count)
 
+    def unmasked(self, new: Any, past: Any) -> Any:
+        """Return what is fetched: nobody reads what nobody picked."""
+        return self.fetched(new, past)
+
     def tiled(self, new: Any, past: Any, tile: int) -> Any:
         """Return a bound of the positions that the queries of each tile pick together."""
-        return at_most(-(-new // tile) * (past + new), new, self.count)
+        return at_most(super().tiled(new, past, tile), new, self.count)
 
-    def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
-        """Return one slot for each new token."""
-        return new
-
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs, which grow with the workload."""
-        return self.pairs(new, past)
+    def unmasked_tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return a bound of the same where a tile picks among all positions."""
+        return at_most(super().unmasked_tiled(new, past, tile), new, self.count)
 
 
 @attrs.frozen(repr=False, eq=False)
-class Constant(Described):
+class Constant(Span):
     """One state a request, whatever its context.
 
     >>> from llmcalc.spec import Constant
@@ -293,25 +280,21 @@ class Constant(Described):
         """Return one state."""
         return self.slots(past + new)
 
-    def fetched(self, new: Any, past: Any) -> Any:
-        """Return one state."""
-        return self.slots(past + new)
-
     def tiled(self, new: Any, past: Any, tile: int) -> Any:  # noqa: ARG002
         """Return one state: a recurrence reads it once."""
         return self.slots(past + new)
+
+    def unmasked_tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return one state."""
+        return self.tiled(new, past, tile)
 
     def written(self, new: Any, past: Any) -> Any:
         """Return one state."""
         return self.slots(past + new)
 
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs, which grow with the workload."""
-        return self.pairs(new, past)
-
 
 @attrs.frozen(repr=False, eq=False)
-class Compressed(Described):
+class Compressed(Span):
     """Every `ratio` positions give one slot once they are complete; a query attends the slots.
 
     With `most`, it attends that many at most, which an indexer picks.
@@ -329,11 +312,6 @@ class Compressed(Described):
         """One slot for several tokens."""
         return f"slots of {self.ratio} tokens"
 
-    @property
-    def most_slots(self) -> int | None:
-        """`None`: the cache grows with the context."""
-        return None
-
     def slots(self, context: Any) -> Any:
         """Return the complete slots."""
         return context // self.ratio
@@ -341,6 +319,10 @@ class Compressed(Described):
     def pairs(self, new: Any, past: Any) -> Any:
         """Return the sum of the slots that are complete at each of the new tokens' positions."""
         return self._pairs_up_to(past + new) - self._pairs_up_to(past)
+
+    def most_pairs(self, new: Any, past: Any) -> Any:
+        """Return a bound of what is subtracted, too."""
+        return (past + new) * ((past + new) // self.ratio + 1)
 
     def _pairs_up_to(self, context: Any) -> Any:
         full = self.most is not None and self.most * self.ratio <= _LONGEST
@@ -358,22 +340,26 @@ class Compressed(Described):
         complete = self.present(new, past)
         return complete if self.most is None else at_most(complete, new, self.most)
 
+    def unmasked(self, new: Any, past: Any) -> Any:
+        """Return what is fetched: nobody reads what nobody picked."""
+        return self.fetched(new, past)
+
     def tiled(self, new: Any, past: Any, tile: int) -> Any:
         """Return all complete slots for every tile, or a bound of what its queries pick."""
         read = -(-new // tile) * self.present(new, past)
         return read if self.most is None else at_most(read, new, self.most)
 
+    def unmasked_tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return the same: a tile may read all complete slots."""
+        return self.tiled(new, past, tile)
+
     def written(self, new: Any, past: Any) -> Any:
         """Return the slots that the step completes."""
         return self.slots(past + new) - self.slots(past)
 
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return a bound of what is subtracted, too."""
-        return (past + new) * ((past + new) // self.ratio + 1)
-
 
 @attrs.frozen(repr=False, eq=False)
-class Remainder(Described):
+class Remainder(Span):
     """The positions that do not make up a whole of `size` yet.
 
     >>> from llmcalc.spec import Remainder
@@ -405,24 +391,30 @@ class Remainder(Described):
         """Return what is left over after the step."""
         return self.slots(past + new)
 
+    def most_present(self, new: Any, past: Any) -> Any:
+        """Return a bound: a longer context may leave less over."""
+        return smaller(new + past, self.size - 1)
+
     def fetched(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return what is left over before the step."""
         return self.slots(past)
+
+    def unmasked(self, new: Any, past: Any) -> Any:
+        """Return what is left over before the step."""
+        return self.fetched(new, past)
 
     def tiled(self, new: Any, past: Any, tile: int) -> Any:  # noqa: ARG002
         """Return what is left over before the step: nothing of it is attended."""
         return self.slots(past)
 
+    def unmasked_tiled(self, new: Any, past: Any, tile: int) -> Any:
+        """Return what is left over before the step."""
+        return self.tiled(new, past, tile)
+
     def written(self, new: Any, past: Any) -> Any:  # noqa: ARG002
         """Return a slot for each new token, at most the size."""
         return smaller(new, self.size)
 
-    def most_pairs(self, new: Any, past: Any) -> Any:
-        """Return the pairs, which grow with the workload."""
-        return self.pairs(new, past)
-
 
 #: No context is longer than this; where a limit is beyond it, it never binds.
 _LONGEST = 2**48
-
-Span: TypeAlias = Full | Window | Chunk | TopK | Compressed | Remainder | Constant

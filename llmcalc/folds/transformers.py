@@ -1,23 +1,30 @@
-"""What transformers computes with plain PyTorch, where that is more than the model needs.
+"""What transformers computes and holds otherwise, where that is more than the model needs.
 
 * `Eager`: one step of a model in transformers' eager modules, without optional kernels.
 * `at_hand`: the span whose positions its caches keep.
+* `held`: the shapes and the slots that its caches hold.
+* `pairs`, `active`, `products`: what its modules compute of an item.
 
 PyTorch's FLOP counter counts these modules: padded convolutions, recurrences as products of whole
-chunks, attention over the full square.
+chunks, attention over the full square. This is the one room that reads the items' field
+``in_transformers``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from llmcalc.boundary import smaller
-from llmcalc.spec.items import Conv, EagerScan
+from llmcalc.spec.axes import Axes
 from llmcalc.spec.spans import Chunk, Full, Span, Window
 
-__all__ = ["Eager", "at_hand"]
+if TYPE_CHECKING:
+    from llmcalc.spec.items import Cache, Conv, EagerScan, Linear, Mix, Scan
+
+__all__ = ["Eager", "active", "at_hand", "held", "pairs", "products"]
 
 
 def at_hand(span: Span) -> Span:
@@ -27,7 +34,7 @@ def at_hand(span: Span) -> Span:
     keeps all: its slice of the last zero positions is a slice of all of them
     (``DynamicSlidingWindowLayer.update`` in ``cache_utils.py``).
 
-    >>> from llmcalc.eager import at_hand
+    >>> from llmcalc.folds.transformers import at_hand
     >>> from llmcalc.spec import Window
     >>> at_hand(Window(8)), at_hand(Window(1))
     (Window(size=8), Full())
@@ -35,7 +42,47 @@ def at_hand(span: Span) -> Span:
     return Full() if isinstance(span, Window | Chunk) and span.size == 1 else span
 
 
-@attrs.frozen
+def held(cache: Cache) -> Iterator[tuple[Axes, Span, str]]:
+    """Give what transformers holds of a cache: shapes, spans and what a slot is called.
+
+    Where nothing else is stated, the last slot of a window is not held.
+    """
+    if cache.in_transformers is not None:
+        for shape, span in cache.in_transformers:
+            yield shape, span, span.slot_name
+        return
+    span = at_hand(cache.span)
+    if isinstance(span, Window | Chunk):
+        name = f"tokens (window {span.size} - 1)"
+        yield cache.shape, Window(span.size - 1), name
+    else:
+        yield cache.shape, span, span.slot_name
+
+
+def pairs(item: Mix) -> tuple[str, Span]:
+    """Return the count of the pairs that are computed, and the span that they are of."""
+    eager = item.in_transformers
+    span = None if eager is None else eager.span
+    kind = "attended" if eager is not None and eager.skips else "rectangle"
+    return kind, span or at_hand(item.span)
+
+
+def active(item: Linear) -> int | None:
+    """Return how many experts are computed for each token."""
+    return item.in_transformers or item.active
+
+
+def products(item: Scan) -> Iterator[tuple[str, int | None, EagerScan]]:
+    """Give the kinds of products of a recurrence, and the elements of each; `None`: the state's.
+
+    Nothing where transformers computes what the model says.
+    """
+    eager = item.in_transformers
+    for name, elements in () if eager is None else eager.kinds:
+        yield name, elements, eager  # type: ignore[misc]  # not None where it has kinds
+
+
+@attrs.frozen(eq=False)
 class Eager:
     """A step of `new` tokens that follow `past` ones.
 
@@ -56,8 +103,8 @@ class Eager:
         A single token is convolved with all inputs that are kept, several that follow others
         with these before them.
         """
-        if item.eager_more is not None:
-            return self.new + smaller(self.new, 1) * item.eager_more
+        if item.in_transformers is not None:
+            return self.new + smaller(self.new, 1) * item.in_transformers
         follows, alone = self._follows, self._alone
         padded = self.new + item.kernel - 1 + follows * item.kernel
         some = smaller(self.new, 1)
