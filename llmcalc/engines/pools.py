@@ -59,6 +59,9 @@ class PoolRule(Described, ABC):
 
     `name`
         What the rule is called.
+    `share_of`
+        What the share is one of: the ``"visible"`` memory, what is ``"free"`` of it before the
+        weights load, or the ``"rest"`` when everything else is in.
     `subtracted`
         The terms of `Used` that the pool depends on; the others are parts of what is left.
     `asked`
@@ -76,6 +79,7 @@ class PoolRule(Described, ABC):
     """
 
     name: ClassVar[str]
+    share_of: ClassVar[Literal["visible", "free", "rest"]] = "visible"
     subtracted: ClassVar[tuple[str, ...]] = Used._fields
     asked: ClassVar[tuple[str, ...]] = ()
     policy: ClassVar[Policy] = "paged"
@@ -142,6 +146,7 @@ class OfFree(PoolRule):
     """
 
     name = "static"
+    share_of = "free"
     subtracted = ("weight_bytes", "non_torch_bytes")
     holds_rotary_tables = True
 
@@ -161,6 +166,7 @@ class OfRest(PoolRule):
     """
 
     name = "free"
+    share_of = "rest"
 
     def requested_bytes(self, visible_bytes: int, share: float) -> int:
         """Return all of the visible memory: the share is one of what the rest leaves."""
