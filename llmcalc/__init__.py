@@ -5,6 +5,7 @@ A model is described once, by `ModelSpec`; every quantity is a fold over its led
 * `llmcalc.memory`: parameters, weight bytes, KV cache, what fits.
 * `llmcalc.roofline`: FLOPs, bytes and arithmetic intensity.
 * `llmcalc.serving`: what engines allocate, and their start-up logs.
+* `llmcalc.engines`: the engines, by name.
 * `llmcalc.plots`: the pictures (extra ``plot``).
 * `llmcalc.models`: executable models in PyTorch (extra ``torch``).
 
@@ -20,6 +21,7 @@ from llmcalc.lazy import exports
 if TYPE_CHECKING:
     from llmcalc import (
         breakdown,
+        engines,
         errors,
         files,
         formats,
@@ -59,6 +61,7 @@ __all__ = [
     "ModelSpec",
     "TiB",
     "breakdown",
+    "engines",
     "errors",
     "files",
     "formats",
@@ -81,6 +84,7 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "breakdown": ("Breakdown",),
+        "engines": (),
         "errors": ("LlmcalcError",),
         "files": (),
         "formats": (),

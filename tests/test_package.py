@@ -27,7 +27,7 @@ LAYERS = (
     {"errors", "lazy"},
     {"boundary", "units"},
     {"described"},
-    {"breakdown", "hardware", "headers", "tables"},
+    {"breakdown", "engines", "hardware", "headers", "tables"},
     {"spec"},
     {"eager", "formats", "layouts"},
     {"huggingface", "memory", "models", "strategies"},

@@ -173,7 +173,8 @@ def check_share(value: object, field: str) -> float:
 
 
 def _multiple(engine: Engine) -> int:
-    return 1 if engine.placement is None else engine.placement.vocab_multiple
+    placement = engine.placement  # which is checked after this
+    return placement.vocab_multiple if isinstance(placement, Placement) else 1
 
 
 _optional_size = attrs.validators.optional(size)

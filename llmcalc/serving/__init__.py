@@ -32,11 +32,13 @@ from llmcalc.lazy import exports
 if TYPE_CHECKING:
     from llmcalc.serving.activations import activation_peak
     from llmcalc.serving.budgets import Budget, budget
+    from llmcalc.serving.comparisons import Comparison, Reconciliation
     from llmcalc.serving.engines import Profile, profile, profiles
+    from llmcalc.serving.figures import Identity
     from llmcalc.serving.loading import loaded_weights
-    from llmcalc.serving.logs import EngineLog, Identity, parse_log
+    from llmcalc.serving.logs import EngineLog, parse_log
     from llmcalc.serving.paging import Allocation, CacheGroup, allocate, policies
-    from llmcalc.serving.reconciling import Comparison, Reconciliation, reconcile
+    from llmcalc.serving.reconciling import reconcile
 
 __all__ = [
     "Allocation",
@@ -63,11 +65,13 @@ __getattr__, __dir__ = exports(
     {
         "activations": ("activation_peak",),
         "budgets": ("Budget", "budget"),
-        "loading": ("loaded_weights",),
-        "logs": ("EngineLog", "Identity", "parse_log"),
-        "paging": ("Allocation", "CacheGroup", "allocate", "policies"),
+        "comparisons": ("Comparison", "Reconciliation"),
         "engines": ("Profile", "profile", "profiles"),
-        "reconciling": ("Comparison", "Reconciliation", "reconcile"),
+        "figures": ("Identity",),
+        "loading": ("loaded_weights",),
+        "logs": ("EngineLog", "parse_log"),
+        "paging": ("Allocation", "CacheGroup", "allocate", "policies"),
+        "reconciling": ("reconcile",),
     },
     globals(),
 )
