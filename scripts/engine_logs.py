@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import attrs
 
-from llmcalc import Layout, ModelSpec, load_model, memory, serving
+from llmcalc import Layout, ModelSpec, engines, load_model, memory, serving
+from llmcalc.engines import Engine
 from llmcalc.huggingface import catalogue
-from llmcalc.serving import Budget, Profile
+from llmcalc.serving import Budget
+from llmcalc.spec import QuantizedCheckpoint
 from llmcalc.units import GiB
 from tests.truth import rows
 
@@ -144,21 +146,16 @@ def _compare(row: dict[str, Any]) -> Compared:
     return Compared(row=row, model=entry.name, figures=figures, uniform=uniform)
 
 
-def profile_of(row: dict[str, Any]) -> Profile:
-    """Return the profile of a row's engine; without measured terms where none is of its version."""
-    engine = row["engine"]
-    if "SGLang" in engine:
-        return serving.profile("sglang-0.5")
-    if "TensorRT" in engine:
-        return serving.profile("tensorrt-llm-1.2")
-    version = re.search(r"v?(\d+\.\d+)", engine)
-    stated = f"vllm-{version[1]}" if version else ""
-    if stated in serving.profiles():
-        return serving.profile(stated)
-    newer = version is not None and float(version[1].partition(".")[2]) > 20
-    known = serving.profile("vllm-0.21" if newer else "vllm-0.19")
+def profile_of(row: dict[str, Any]) -> Engine:
+    """Return the engine of a row; without measured terms where none is of its version."""
+    written = row["engine"]
+    families = {engines.get(name).family for name in serving.profiles()}
+    family = next(name for name in families if engines.get(name).title in written)
+    version = re.search(r"v?(\d+\.\d+)", written)
+    if version is not None:
+        return engines.of_version(family, version[1])
     # No term of another version is borrowed: nothing is compared with these zeros.
-    return attrs.evolve(known, activation=None, non_torch_bytes=None)
+    return engines.get(family).without_measurements()
 
 
 def _format(row: dict[str, Any], spec: ModelSpec) -> str:
@@ -170,7 +167,7 @@ def _format(row: dict[str, Any], spec: ModelSpec) -> str:
         return "fp8-tensor"  # quantised while loading
     if row["model"].startswith("Qwen3-30B-A3B ("):
         return dtype
-    return "checkpoint" if getattr(spec.checkpoint, "quantization", None) else dtype
+    return "checkpoint" if isinstance(spec.checkpoint, QuantizedCheckpoint) else dtype
 
 
 def _dtype(row: dict[str, Any]) -> str:
