@@ -52,6 +52,9 @@ INTERNAL = (
     "llmcalc.plots.style",
     "llmcalc.roofline.programs",
     "llmcalc.roofline.shares",
+    "llmcalc.serving.identities",
+    "llmcalc.serving.stated",
+    "llmcalc.serving.wordings",
 )
 #: Modules among these that serve users.
 PUBLIC = ("llmcalc.huggingface.catalogue", "llmcalc.huggingface.listing")

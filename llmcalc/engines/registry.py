@@ -42,7 +42,8 @@ __all__ = [
 #: The engine of budgets and allocations that name none: the version that was measured most.
 DEFAULT: Final = "vllm-0.19"
 
-#: Where engines are described, in the order in which they are listed: a module for each.
+#: Where engines are described, in the order in which they are listed: a module for each, whose
+#: ``ENGINES`` are versions, or what the versions in the data have in common.
 _HOMES: Final[tuple[ModuleType, ...]] = (vllm, sglang, tensorrt_llm, llama_cpp, calibrated_engines)
 
 
@@ -200,13 +201,15 @@ def _versions() -> dict[str, tuple[Engine, ...]]:
 
     text = (files("llmcalc") / "data" / "engines.json").read_text(encoding="utf-8")
     rows: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
-    found = {}
+    found: dict[str, list[Engine]] = {}
     for home in _HOMES:
         for engine in home.ENGINES:
             made = [_version(engine, *row) for row in rows.pop(engine.name, {}).items()]
-            made.sort(key=lambda one: one.version_numbers)
-            found[engine.name] = tuple(made) or (engine,)
-    return found
+            found.setdefault(engine.family, []).extend(made or [engine])
+    return {
+        name: tuple(sorted(several, key=lambda one: one.version_numbers))
+        for name, several in found.items()
+    }
 
 
 @cache

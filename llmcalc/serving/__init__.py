@@ -13,14 +13,14 @@ The budget of a device:
 * `Budget`: the terms, and what the pool holds.
 * `loaded_weights`: what an engine's weights take once they are loaded.
 * `activation_peak`: the most that a step's intermediate results take.
-* `Profile`, `profile`, `profiles`: what is known of an engine's version, with sources.
+* `Profile`, `profile`, `profiles`: first names of what `llmcalc.engines` has.
 
 Start-up logs:
 
 * `parse_log`: the figures of a log of vLLM, SGLang, TensorRT-LLM or llama.cpp.
 * `EngineLog`: these figures, in bytes, and which of them contradict each other.
 * `reconcile`: printed against computed, term by term, and what explains a gap.
-* `Reconciliation`, `Comparison`, `Identity`: its parts.
+* `Reconciliation`, `Comparison`, `Identity`, `Figure`: its parts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llmcalc.serving.budgets import Budget, budget
     from llmcalc.serving.comparisons import Comparison, Reconciliation
     from llmcalc.serving.engines import Profile, profile, profiles
-    from llmcalc.serving.figures import Identity
+    from llmcalc.serving.figures import Figure, Identity
     from llmcalc.serving.loading import loaded_weights
     from llmcalc.serving.logs import EngineLog, parse_log
     from llmcalc.serving.paging import Allocation, CacheGroup, allocate, policies
@@ -46,6 +46,7 @@ __all__ = [
     "CacheGroup",
     "Comparison",
     "EngineLog",
+    "Figure",
     "Identity",
     "Profile",
     "Reconciliation",
@@ -67,7 +68,7 @@ __getattr__, __dir__ = exports(
         "budgets": ("Budget", "budget"),
         "comparisons": ("Comparison", "Reconciliation"),
         "engines": ("Profile", "profile", "profiles"),
-        "figures": ("Identity",),
+        "figures": ("Figure", "Identity"),
         "loading": ("loaded_weights",),
         "logs": ("EngineLog", "parse_log"),
         "paging": ("Allocation", "CacheGroup", "allocate", "policies"),

@@ -34,7 +34,7 @@ from llmcalc.serving.wordings import (
 )
 from llmcalc.units import GiB, KiB, MiB
 
-__all__ = ["EngineLog", "Figure", "Identity", "parse_log"]
+__all__ = ["EngineLog", "parse_log"]
 
 #: No start-up log is longer; the limits keep hostile input from taking long.
 _LONGEST_LOG: Final = 16 * MiB

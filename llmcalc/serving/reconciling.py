@@ -23,7 +23,7 @@ from llmcalc.spec.model import ModelSpec
 if TYPE_CHECKING:
     from llmcalc.folds.storage import StateFormat
 
-__all__ = ["Comparison", "Reconciliation", "reconcile"]
+__all__ = ["reconcile"]
 
 
 def reconcile(
