@@ -194,7 +194,7 @@ class Engine(Described):
     What a layout asks for:
 
     `placement`
-        How it places a model on devices: see `Placement`.
+        How it places a model on devices: see `llmcalc.engines.placement.Placement`.
 
     What a budget asks for:
 
