@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 #: Each line that ends in a marker must be an error of that code, no other line may be one.
 MISTAKES = """\
-from llmcalc import DeviceSpec, GiB, ModelSpec, hardware, load_model, memory, roofline
+from llmcalc import DeviceSpec, GiB, Layout, ModelSpec
+from llmcalc import engines, hardware, load_model, memory, roofline
 from llmcalc.breakdown import Breakdown
 from llmcalc.units import Flops
 
@@ -47,6 +48,8 @@ def wrong(spec: ModelSpec, device: DeviceSpec) -> None:
     ModelSpec.dense("a", num_layers=1)  # E: call-arg
     load_model(8)  # E: arg-type
     hardware.get(8)  # E: arg-type
+    engines.get(8)  # E: arg-type
+    Layout(engine=8)  # E: arg-type
     hardware.get("L4").peak(8)  # E: arg-type
 """
 
@@ -115,6 +118,8 @@ REVEALED = {
         "roofline.attention_intensity(queries=1, keys=1, head_dim=1, batch=ints, **how)",
         "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints)",
     ],
+    "llmcalc.engines.engine.Engine": ["engines.get('vllm')", "serving.profile('vllm')"],
+    "llmcalc.engines.placement.Placement": ["layout.placement"],
     "tuple[llmcalc.roofline.communication.Collective, ...]": [
         "roofline.collectives(spec, batch=1, new=1, past=0, layout=layout)",
     ],
@@ -123,7 +128,7 @@ _REVEAL = """\
 import numpy as np
 from numpy.typing import NDArray
 
-from llmcalc import Layout, ModelSpec, memory, roofline
+from llmcalc import Layout, ModelSpec, engines, memory, roofline, serving
 
 
 def reveal(
