@@ -111,7 +111,6 @@ class PoolRule(Described, ABC):
         return [(name, value) for name, value in used._asdict().items() if name in self.subtracted]
 
 
-@attrs.frozen(repr=False, eq=False)
 class OfVisible(PoolRule):
     """A share of the visible memory, less everything that is used beside the pool (``"total"``).
 
@@ -133,7 +132,6 @@ class OfVisible(PoolRule):
         return self._left(self.requested_bytes(visible_bytes, share), used)
 
 
-@attrs.frozen(repr=False, eq=False)
 class OfFree(PoolRule):
     """A share of the memory that is free before the weights load, less these (``"static"``).
 
@@ -155,7 +153,6 @@ class OfFree(PoolRule):
         return self._left(self.requested_bytes(visible_bytes, share), used)
 
 
-@attrs.frozen(repr=False, eq=False)
 class OfRest(PoolRule):
     """A share of the memory that is free when everything else is in (``"free"``).
 
@@ -185,7 +182,6 @@ class OfRest(PoolRule):
         return [first, *terms, ("of what is left", f"x {share:g}"), pool]
 
 
-@attrs.frozen(repr=False, eq=False)
 class Cells(PoolRule):
     """No pool: a number of cells, reserved in one piece for the longest context (``"cells"``).
 

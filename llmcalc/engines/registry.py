@@ -197,9 +197,10 @@ def _known(has: Callable[[Engine], bool]) -> str:
 def _versions() -> dict[str, tuple[Engine, ...]]:
     """Return the versions of every engine, the oldest first."""
     import json
-    from importlib.resources import files
+    from pathlib import Path
 
-    text = (files("llmcalc") / "data" / "engines.json").read_text(encoding="utf-8")
+    data = Path(__file__).parent.parent / "data" / "engines.json"
+    text = data.read_text(encoding="utf-8")
     rows: dict[str, dict[str, dict[str, Any]]] = json.loads(text)
     found: dict[str, list[Engine]] = {}
     for home in _HOMES:

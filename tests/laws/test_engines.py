@@ -8,6 +8,7 @@ import pickle
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
 import attrs
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmcalc import GiB, Layout, LlmcalcError, engines, huggingface, load_model, planning, serving
-from llmcalc.engines import Engine, Placement, PoolRule, Used
+from llmcalc.engines import Engine, Placement, PoolRule, Used, registry
 from llmcalc.engines.pools import POOLS
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.huggingface import catalogue
@@ -305,6 +306,29 @@ def test_an_engine_of_ones_own_places_as_it_says() -> None:
     assert str(layout.engine) == "mine"
     assert mine.vocab_multiple == 128
     assert all(one.engine is mine for one in planning.possible_layouts(LLAMA, 2, engine=mine))
+
+
+def test_an_engine_is_added_by_a_module_and_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = Engine(name="mine-1.2", family="mine", version="1.2", pool_rule="static", share=0.5)
+    new = attrs.evolve(old, name="mine-1.10", version="1.10", graphs_subtracted=True)
+    home = ModuleType("mine")
+    home.ENGINES = (new, old)  # type: ignore[attr-defined]
+    monkeypatch.setattr(registry, "_HOMES", (*registry._HOMES, home))
+    try:
+        _forget()
+        assert engines.names()[-3:] == ("mine", "mine-1.2", "mine-1.10")
+        assert engines.get("MINE") is old  # the newer one has a term that is not known
+        assert engines.versions("mine") == (old, new)
+        assert serving.profiles()[-1] == "mine-1.10"
+        assert serving.profile("Mine-1.10") is new
+    finally:
+        monkeypatch.undo()
+        _forget()
+
+
+def _forget() -> None:
+    registry._versions.cache_clear()
+    registry._table.cache_clear()
 
 
 def test_logs_are_parsed_as_those_of_an_engine_in_any_case_and_version() -> None:
