@@ -74,11 +74,12 @@ class FoldBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
 
     def by(self, level: int = 0) -> Mapping[str, ValueT]:
         """Return the sums by the path's element at `level`; level 0 is the group."""
-        groups = self.fold.grouped(
-            lambda piece: piece.words.path[level] if level < len(piece.words.path) else ""
-        )
-        if level > 0 and any(level == len(piece.words.path) - 1 for piece in self.fold.pieces):
+        paths = {piece: piece.path for piece in self.fold.pieces}
+        if level > 0 and any(level == len(path) - 1 for path in paths.values()):
             return super().by(level)  # the names of terms, of which a piece may have several
+        groups = self.fold.grouped(
+            lambda piece: paths[piece][level] if level < len(paths[piece]) else ""
+        )
         return FrozenMapping({group: self.of(sums) for group, sums in groups.items()})
 
 

@@ -38,6 +38,11 @@ class Conventions(NamedTuple):
     experts: ExpertReads = "expected"
     tile: int | None = None
 
+    @property
+    def computed(self) -> tuple[bool, bool, bool, bool]:
+        """Those that matter to what is computed: the first four."""
+        return self[:4]
+
     def tokens(self, item: Linear, all_replicas: bool = False) -> Count:
         """Return the tokens that pass through a matrix."""
         if item.tokens == "cached" or (item.tokens == "latent" and not self.absorbed):

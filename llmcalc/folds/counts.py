@@ -85,12 +85,16 @@ class Request:
     With `bound` every count is at least that of any request that is not larger.
     """
 
-    __slots__ = ("all_batch", "batch", "bound", "eager", "new", "past")
+    __slots__ = ("all_batch", "batch", "bound", "new", "past")
 
     def __init__(self, batch: Any, all_batch: Any, new: Any, past: Any, *, bound: bool) -> None:
         self.batch, self.all_batch = batch, all_batch
         self.new, self.past, self.bound = new, past, bound
-        self.eager = Eager(new, past, bound)
+
+    @property
+    def eager(self) -> Eager:
+        """The same in transformers' modules."""
+        return Eager(self.new, self.past, self.bound)
 
 
 def _pairs(one: Request, span: Any) -> Any:

@@ -1,7 +1,8 @@
 """Folds: what a quantity is made of, before the workload is known.
 
 * `Piece`: so much per count, in each of so many layers; it belongs to an operation.
-* `Shape`, `Stored`: how a piece is printed.
+* `Draft`: a piece before anything is multiplied.
+* `Shape`, `Stored`: how a piece is printed; a `Maker` says it.
 * `Fold`: pieces, with their sums.
 
 A piece's size is a plain integer. How it is printed, factor by factor, is found out only when
@@ -11,19 +12,19 @@ somebody asks for the working: `Piece.terms` gives the same size as a product of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from llmcalc.breakdown import Factor
 from llmcalc.folds.counts import Count, Sums
 from llmcalc.spec.axes import Axes, Split, extent, factors
+from llmcalc.spec.ledger import Entry, StoredTensor
 
 if TYPE_CHECKING:
     from llmcalc.folds.workloads import Values, Workload
     from llmcalc.formats import Format
     from llmcalc.layouts import Stage
-    from llmcalc.spec.ledger import Place, StoredTensor
 
-__all__ = ["Fold", "Kind", "Operation", "Piece", "Shape", "Stored"]
+__all__ = ["Draft", "Fold", "Kind", "Maker", "Operation", "Piece", "Shape", "Stored"]
 
 #: What a piece is of. Products have weights or a state of their own; mixing is attention's.
 Kind: TypeAlias = Literal[
@@ -36,6 +37,13 @@ Operation: TypeAlias = tuple[str, ...]
 
 #: A term: its path and its factors.
 Shown: TypeAlias = tuple[tuple[str, ...], tuple[Factor, ...]]
+
+
+class Maker(Protocol):
+    """What made a piece, and says how it is printed."""
+
+    def words(self, piece: Piece) -> Shape | Stored:
+        """Return how the piece is printed."""
 
 
 class Shape(NamedTuple):
@@ -56,35 +64,79 @@ class Shape(NamedTuple):
         shape = [factor for side in self.sides for factor in factors(side, self.split)]
         yield self.path, (*self.before, *shape, *self.beside, *count, *layers, *self.after)
 
+    def words(self, _: Piece) -> Shape:
+        """Return itself."""
+        return self
+
+
+class Draft(NamedTuple):
+    """A piece of an item before anything is multiplied: its kind, its `part`, and its factors.
+
+    They are `before` the `sides` of a tensor, or `beside` them; it grows with `per`.
+    """
+
+    kind: Kind
+    part: str
+    before: tuple[Factor, ...]
+    sides: tuple[tuple[Axes, ...], ...]
+    per: Count
+    beside: tuple[Factor, ...] = ()
+
+    def size(self, split: Split) -> int:
+        """Return the product of all factors."""
+        size = 1
+        for factor, _ in self.before:
+            size *= factor
+        for side in self.sides:
+            size *= extent(side, split)
+        for factor, _ in self.beside:
+            size *= factor
+        return size
+
 
 class Stored(NamedTuple):
-    """The terms of a stored tensor at `path`, in its format, of `rows` and `columns`.
+    """The terms of a stored tensor in a format, behind the names of a `place`.
 
+    Where formats differ between layers, its name is `titled` with that of the format. `rows` are
+    those that count: of one expert where there are several, or none of a table that is looked up.
     The first `matrices` factors of the rows count matrices that stand one by one.
     """
 
-    path: tuple[str, ...]
+    place: tuple[str, ...]
+    tensor: StoredTensor
     format: Format
-    rows: tuple[Axes, ...]
-    columns: tuple[Axes, ...]
     split: Split
+    rows: tuple[Axes, ...]
     matrices: int = 0
+    titled: bool = False
     before: tuple[Factor, ...] = ()
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The path of what is stored of the values."""
+        group, label, name = self.tensor.path
+        title = f"{name} {self.format.name}" if self.titled else name
+        return (*self.place, group, label, title)
 
     def terms(self, count: tuple[Factor, ...], layers: tuple[Factor, ...]) -> Iterator[Shown]:
         """Give a term for what is stored of the values, and one for each thing beside them."""
         *place, name = self.path
-        rows, columns = factors(self.rows, self.split), factors(self.columns, self.split)
+        rows = factors(self.rows, self.split)
+        columns = factors(self.tensor.columns, self.split)
         for suffix, shape in self.format.terms(rows, columns, matrices=self.matrices):
             yield (*place, name + suffix), (*self.before, *shape, *count, *layers)
 
+    def words(self, _: Piece) -> Stored:
+        """Return itself."""
+        return self
+
 
 class Piece(NamedTuple):
-    """So much (`each`) per count, in one of `layers`, for an `operation`.
+    """So much (`each`) per count, in one of `layers`, each used so often, for an `operation`.
 
-    `places` says where it stands; where it is not `layered` it occurs once, on every stage that
-    has one of the places. `numbers` are the layers that have it, if not all of the place. Of
-    weights that are held, `tensor` is what is stored.
+    `source` is the entry that it is of, or what is stored; it says where the piece stands.
+    `maker` made it, as its `part` of the source. `numbers` are the layers that have it, if not all
+    of that place.
     """
 
     kind: Kind
@@ -92,12 +144,34 @@ class Piece(NamedTuple):
     each: int
     per: Count
     layers: int
-    words: Shape | Stored
-    places: tuple[Place, ...]
-    layered: bool
-    uses: int = 1
+    uses: int
+    source: Entry | StoredTensor | None
+    maker: Maker
+    part: str = ""
     numbers: tuple[int, ...] | None = None
-    tensor: StoredTensor | None = None
+
+    @property
+    def words(self) -> Shape | Stored:
+        """How it is printed."""
+        return self.maker.words(self)
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The path of its first term."""
+        return self.words.path
+
+    @property
+    def entry(self) -> Entry:
+        """The entry that it is of, or whose item is stored."""
+        source = self.source
+        if source is None:
+            raise TypeError("a piece of no entry")
+        return source if isinstance(source, Entry) else source.entry
+
+    @property
+    def tensor(self) -> StoredTensor | None:
+        """What is stored, if it is a weight that is held."""
+        return None if isinstance(self.source, Entry) else self.source
 
     @property
     def size(self) -> int:
@@ -110,8 +184,8 @@ class Piece(NamedTuple):
         words = self.words
         if not isinstance(words, Stored) or words.rows == ((),):
             return 0
-        each = extent(words.rows, words.split) * extent(words.columns, words.split)
-        return each * self.uses * self.layers
+        columns = extent(words.tensor.columns, words.split)
+        return extent(words.rows, words.split) * columns * self.uses * self.layers
 
     @property
     def format(self) -> Format | None:
@@ -120,17 +194,20 @@ class Piece(NamedTuple):
 
     def on(self, stage: Stage) -> int:
         """Return how many of the layers that have it are on a pipeline stage."""
-        if not self.layered:
-            return int(stage.uses(self.places))
+        source = self.source
+        if source is None or not source.layered:
+            return int(stage.uses(() if source is None else source.places))
+        place = source.places[0]
         if self.numbers is None:
-            return stage.count(self.places[0])
-        own = stage.numbers.get(self.places[0][1], ())
+            return stage.count(place)
+        own = stage.numbers.get(place[1], ())
         return len(own) if own == self.numbers else len(set(own).intersection(self.numbers))
 
     def terms(self, count: tuple[Factor, ...], layers: Any = None) -> Iterator[Shown]:
         """Give its terms, with the factors of its count, in all its layers or in so many."""
         number = self.layers if layers is None else layers
-        times: tuple[Factor, ...] = ((number, "layers"),) if self.layered else ()
+        layered = self.source is not None and self.source.layered
+        times: tuple[Factor, ...] = ((number, "layers"),) if layered else ()
         if self.uses != 1:
             times = (*times, (self.uses, "uses"))
         yield from self.words.terms(count, times)
@@ -151,23 +228,27 @@ class Fold:
         operations: dict[Operation, dict[int, int]] = {}
         each: list[int] = []
         for piece in self.pieces:
-            number = numbers.setdefault(piece.per, len(numbers))
+            _, operation, amount, per, layers, uses, *_ = piece
+            number = numbers.get(per)
+            if number is None:
+                number = numbers[per] = len(numbers)
             each.append(number)
-            sums = operations.get(piece.operation)
+            sums = operations.get(operation)
             if sums is None:
-                sums = operations[piece.operation] = {}
-            size = piece.each * piece.uses * piece.layers
-            sums[number] = sums.get(number, 0) + size
+                operations[operation] = {number: amount * layers * uses}
+            else:
+                sums[number] = sums.get(number, 0) + amount * layers * uses
         self.counts = tuple(numbers)
         self._numbers = each
         self._kinds: dict[tuple[Kind, ...], Sums] = {}
         late = [count.is_late for count in self.counts]
         self.operations: dict[Operation, Sums] = {}
-        self.late: frozenset[Operation] = frozenset(
-            [key for key, sums in operations.items() if any([late[number] for number in sums])]
-        )
+        growing: list[Operation] = []
         for key, sums in operations.items():
             self.operations[key] = _ordered(sums, late)
+            if late[self.operations[key][-1][0]]:  # the last ones grow with past tokens
+                growing.append(key)
+        self.late = frozenset(growing)
 
     def of(self, *kinds: Kind) -> Sums:
         """Return the sum of all pieces, or of those of some kinds."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
 
 import attrs
 
@@ -29,6 +29,7 @@ from llmcalc.spec.axes import WHOLE, Axes, Split, extent
 from llmcalc.spec.items import Cache
 from llmcalc.spec.kept import kept
 from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
+from llmcalc.spec.spans import Span
 
 if TYPE_CHECKING:
     from llmcalc.formats import Format, Scheme
@@ -40,6 +41,7 @@ __all__ = [
     "CacheFormats",
     "Formats",
     "Policy",
+    "Slots",
     "cache_formats",
     "caches_held",
     "formats_in",
@@ -193,25 +195,22 @@ def _weights_held(
     for tensor, own in zip(ledger.tensors, kinds, strict=True):
         split = WHOLE if rank is None else rank.split(tensor)
         matrices, rows, columns = tensor.extents(split)
-        group, label, name = tensor.path
-        operation = (group, label, tensor.item.of)
-        number = tensor.times[0][0] if tensor.times else 1
         for format, numbers in own:
             if checks and not format.is_plain:
                 _check_blocks(tensor, format, rows, columns, owner)
-            path = (group, label, name if numbers is None else f"{name} {format.name}")
+            titled = numbers is not None
+            words = Stored((), tensor, format, split, tensor.rows, tensor.stacked, titled)
             yield Piece(
                 "weights",
-                operation,
+                tensor.operation,
                 format.bytes(rows=rows, columns=columns, matrices=matrices),
                 ONCE,
-                number if numbers is None else len(numbers),
-                Stored(path, format, tensor.rows, tensor.columns, split, tensor.stacked),
-                tensor.places,
-                bool(tensor.times),
+                tensor.layers if numbers is None else len(numbers),
                 1,
-                numbers,
                 tensor,
+                words,
+                "",
+                numbers,
             )
 
 
@@ -251,44 +250,54 @@ def slot_bytes(shape: Axes, split: Split, format: Format) -> tuple[int, tuple[Fa
     return many * prod([size for size, _ in factors]), factors
 
 
-def cache_pieces(
-    held: Iterable[tuple[Entry, Cache, Axes, Count]],
-    owner: Owner,
-    elements: CacheFormats,
-    kind: Literal["cache held", "cache read", "cache written"],
-    place: tuple[str, ...] = (),
-) -> Iterator[Piece]:
-    """Give what is held, read or written of caches: each with a shape, and slots that count."""
-    split = owner.attention
-    for entry, cache, shape, slots in held:
-        each, inner = slot_bytes(shape, split, elements.of(cache))
-        last = 1 if kind == "cache held" else 0  # there the bytes are printed last
-        beside, after = inner[: len(inner) - last], inner[len(inner) - last :]
-        path = (*place, *entry.name)
-        yield Piece(
-            kind,
-            entry.operation,
-            each,
-            slots,
-            1 if entry.count is None else entry.count,
-            Shape(path, (), ((tuple(shape[:-1]),),), split, beside, after),
-            (entry.place,),
-            entry.count is not None,
-            entry.uses,
+class Slots(NamedTuple):
+    """What is held, read or written of caches: so many bytes for each slot that counts.
+
+    `split` is how attention is split; `place` stands before the paths, `policy` says whose shapes
+    they are.
+    """
+
+    kind: Literal["cache held", "cache read", "cache written"]
+    split: Split
+    elements: CacheFormats
+    place: tuple[str, ...] = ()
+    policy: Policy = "ideal"
+
+    def shapes(self, cache: Cache) -> Iterator[tuple[Axes, Span, str]]:
+        """Give the shapes of a slot, their spans, and what a slot is called."""
+        if self.policy == "transformers":
+            yield from transformers.held(cache)
+        else:
+            yield cache.shape, cache.span, cache.span.slot_name
+
+    def piece(self, entry: Entry, cache: Cache, shape: Axes, slots: Count, part: str) -> Piece:
+        """Return the piece of one shape."""
+        each, _ = slot_bytes(shape, self.split, self.elements.of(cache))
+        layers = 1 if entry.count is None else entry.count
+        return Piece(
+            self.kind, entry.operation, each, slots, layers, entry.uses, entry, self, part
         )
+
+    def words(self, piece: Piece) -> Shape:
+        """Return how a piece is printed: of what is held the bytes come last."""
+        entry = piece.entry
+        cache = cast("Cache", entry.item)
+        shape = tuple(self.shapes(cache))[int(piece.part)][0]
+        _, inner = slot_bytes(shape, self.split, self.elements.of(cache))
+        last = 1 if self.kind == "cache held" else 0
+        beside, after = inner[: len(inner) - last], inner[len(inner) - last :]
+        outer = ((tuple(shape[:-1]),),)
+        return Shape((*self.place, *entry.name), (), outer, self.split, beside, after)
 
 
 def caches_held(
     ledger: Ledger, owner: Owner, elements: CacheFormats, policy: Policy = "ideal"
 ) -> Fold:
     """Return what requests hold on a device, or on those of a pipeline: bytes by slots."""
-    held = []
+    made = Slots("cache held", owner.attention, elements, (), policy)
+    pieces = []
     for entry, cache in ledger.caches:
-        if policy == "transformers":
-            kinds = tuple(transformers.held(cache))
-        else:
-            kinds = ((cache.shape, cache.span, cache.span.slot_name),)
-        for shape, span, name in kinds:
+        for number, (shape, span, name) in enumerate(made.shapes(cache)):
             slots = owner.slots(Count("slots", name, span), cache.span)
-            held.append((entry, cache, shape, slots))
-    return Fold(cache_pieces(held, owner, elements, "cache held"))
+            pieces.append(made.piece(entry, cache, shape, slots, str(number)))
+    return Fold(pieces)

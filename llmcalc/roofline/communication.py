@@ -136,9 +136,9 @@ def _exchanges(
             extent(one.flows) * element,
             one.tokens,
             1,
+            1,
+            None,
             Shape(one.path, (), (one.flows,), WHOLE, (), ((element, "bytes"),)),
-            (),
-            False,
         )
         for one in found
     ]

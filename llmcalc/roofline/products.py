@@ -9,8 +9,8 @@ PyTorch's counter does, with causal pairs and logits for the last token unless t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.folds import transformers
@@ -18,9 +18,9 @@ from llmcalc.folds.breakdowns import largest
 from llmcalc.folds.conventions import Conventions, conventions
 from llmcalc.folds.counts import Count
 from llmcalc.folds.owners import Owner, owners_of
-from llmcalc.folds.pieces import Fold, Kind, Piece, Shape
+from llmcalc.folds.pieces import Draft, Fold, Piece, Shape
 from llmcalc.folds.workloads import Requests
-from llmcalc.spec.axes import Axes, extent
+from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Conv, Linear, Mix, Product, Scan
 from llmcalc.spec.kept import kept
 from llmcalc.spec.ledger import Entry, Ledger
@@ -137,110 +137,104 @@ def flops(
 
 def products(ledger: Ledger, owner: Owner, how: Conventions) -> Fold:
     """Return the fold of the FLOPs that a device computes, before the workload is known."""
-    # What is read of caches and weights is no matter here.
-    how = how._replace(standard=False, experts="expected", tile=None)
-    return kept(ledger, _products, owner, how)
+    return kept(ledger, _products, owner, *how.computed)
 
 
-def _products(ledger: Ledger, owner: Owner, how: Conventions) -> Fold:
+def _products(
+    ledger: Ledger, owner: Owner, *computed: *tuple[bool, bool, bool, bool]
+) -> Fold:
+    how = Conventions(*computed)
     if not owner.pipeline and owner.rank is not None:
-        return kept(ledger, _products, owner.whole, how).on(owner.rank.stage)
-    return Fold(piece for entry in ledger.entries for piece in _pieces(entry, owner, how))
+        return products(ledger, owner.whole, how).on(owner.rank.stage)
+    made = _Computed(owner, how)
+    return Fold(piece for entry in ledger.entries for piece in made.pieces(entry))
 
 
-def _pieces(entry: Entry, owner: Owner, how: Conventions) -> Iterator[Piece]:
-    """Give what is computed of an item."""
-    item = entry.item
-    if isinstance(item, Linear):
-        yield _linear(entry, item, owner, how)
-    elif isinstance(item, Mix):
-        for part, width in zip((".scores", ".values"), how.widths(item), strict=True):
-            sides = (((item.heads, width),),)
-            yield _piece("mixing", entry, part, owner, (), sides, how.pairs(item))
-    elif isinstance(item, Conv):
-        inputs: tuple[Factor, ...] = ((item.into * item.kernel, "inputs"),)
-        sides = ((item.channels,),)
-        yield _piece("product", entry, "", owner, (), sides, how.outputs(item), inputs)
-    elif isinstance(item, Scan):
-        yield from _scan(entry, item, owner, how)
-    elif isinstance(item, Product):
-        yield _product(entry, item, owner, how)
+class _Computed(NamedTuple):
+    """What an owner computes of the items, under conventions."""
 
+    owner: Owner
+    how: Conventions
 
-def _piece(
-    kind: Kind,
-    entry: Entry,
-    part: str,
-    owner: Owner,
-    before: tuple[Factor, ...],
-    sides: tuple[tuple[Axes, ...], ...],
-    count: Count,
-    beside: tuple[Factor, ...] = (),
-) -> Piece:
-    """Return what is computed of an item, or of a part of it: twice the product of all sides."""
-    split = owner.split(entry)
-    each = 2
-    for size, _ in before:
-        each *= size
-    for side in sides:
-        each *= extent(side, split)
-    for size, _ in beside:
-        each *= size
-    group, label = entry.path
-    path = (group, label, entry.item.name + part)
-    return Piece(
-        kind,
-        (group, label, entry.item.of),
-        each,
-        count,
-        1 if entry.count is None else entry.count,
-        Shape(path, (_TWO, *before), sides, split, beside),
-        (entry.place,),
-        entry.count is not None,
-        entry.uses,
-    )
+    def pieces(self, entry: Entry) -> Iterator[Piece]:
+        """Give what is computed of an item."""
+        layers = 1 if entry.count is None else entry.count
+        split = self.owner.split(entry)
+        for draft in self._drafts(entry):
+            each, operation = 2 * draft.size(split), entry.operation
+            yield Piece(
+                draft.kind, operation, each, draft.per, layers, entry.uses, entry, self, draft.part
+            )
 
+    def words(self, piece: Piece) -> Shape:
+        """Return how a piece is printed."""
+        entry = piece.entry
+        draft = next(one for one in self._drafts(entry) if one.part == piece.part)
+        path = (*entry.path, entry.item.name + draft.part)
+        before = (_TWO, *draft.before)
+        return Shape(path, before, draft.sides, self.owner.split(entry), draft.beside)
 
-def _linear(entry: Entry, item: Linear, owner: Owner, how: Conventions) -> Piece:
-    everyone = owner.across_replicas(entry)
-    sides = (item.out, (item.into,))
-    before: tuple[Factor, ...] = ()
-    count = how.tokens(item, everyone)
-    if item.active is not None and item.experts is not None:
-        own = owner.experts(entry, item.experts)
+    def _drafts(self, entry: Entry) -> Iterator[Draft]:
+        item, how = entry.item, self.how
+        if isinstance(item, Linear):
+            yield self._linear(entry, item)
+        elif isinstance(item, Mix):
+            for part, width in zip((".scores", ".values"), how.widths(item), strict=True):
+                sides = (((item.heads, width),),)
+                yield Draft("mixing", part, (), sides, how.pairs(item))
+        elif isinstance(item, Conv):
+            inputs: tuple[Factor, ...] = ((item.into * item.kernel, "inputs"),)
+            yield Draft("product", "", (), ((item.channels,),), how.outputs(item), inputs)
+        elif isinstance(item, Scan):
+            yield from self._scan(item)
+        elif isinstance(item, Product):
+            before, count = self._passed(entry, item.experts, item.active, how.new)
+            yield Draft("product", "", before, ((item.axes,),), count)
+
+    def _linear(self, entry: Entry, item: Linear) -> Draft:
+        sides: tuple[tuple[Axes, ...], ...] = (item.out, (item.into,))
+        if item.experts is None:
+            if item.blocks is not None:
+                sides = (((item.blocks,),), *sides)
+            count = self.how.tokens(item, self.owner.across_replicas(entry))
+            return Draft("product", "", (), sides, count)
+        before, count = self._passed(
+            entry,
+            item.experts,
+            self.how.active(item),
+            lambda everyone: self.how.tokens(item, everyone),
+        )
+        return Draft("product", "", before, sides, count)
+
+    def _passed(
+        self,
+        entry: Entry,
+        experts: Axis | None,
+        active: int | None,
+        tokens: Callable[[bool], Count],
+    ) -> tuple[tuple[Factor, ...], Count]:
+        """Return the experts that each token passes, and the tokens that pass.
+
+        Of whole experts of its own, a rank has the tokens whose choices fall to them.
+        """
+        everyone = self.owner.across_replicas(entry)
+        if experts is None or active is None:
+            return (), tokens(everyone)
+        own = self.owner.experts(entry, experts)
         if own is None:
-            before = ((how.active(item) or 0, "experts per token"),)
-        else:
-            of = (item.experts.size, item.active, *own)
-            count = Count("assigned", "tokens in experts", of, everyone)
-    elif item.blocks is not None:
-        sides = (((item.blocks,),), *sides)
-    return _piece("product", entry, "", owner, before, sides, count)
+            return ((active, "experts per token"),), tokens(everyone)
+        of = (experts.size, active, *own)
+        return (), Count("assigned", "tokens in experts", of, everyone)
 
-
-def _product(entry: Entry, item: Product, owner: Owner, how: Conventions) -> Piece:
-    everyone = owner.across_replicas(entry)
-    count, before = how.new(everyone), ()
-    if item.active is not None and item.experts is not None:
-        own = owner.experts(entry, item.experts)
-        if own is None:
-            before = ((item.active, "experts per token"),)
-        else:
-            of = (item.experts.size, item.active, *own)
-            count = Count("assigned", "tokens in experts", of, everyone)
-    return _piece("product", entry, "", owner, before, ((item.axes,),), count)
-
-
-def _scan(entry: Entry, item: Scan, owner: Owner, how: Conventions) -> Iterator[Piece]:
-    state = ((item.state,),)
-    if not how.transformers or item.in_transformers is None:
-        before: tuple[Factor, ...] = ((item.products, "products"),)
-        yield _piece("product", entry, "", owner, before, state, how.new())
-        return
-    for name, elements, eager in transformers.products(item):
-        count = Count(name, "products", eager)
-        if elements is None:
-            yield _piece("product", entry, f".{name}", owner, (), state, count)
-        else:
-            before = ((elements, "elements"),)
-            yield _piece("product", entry, f".{name}", owner, before, (), count)
+    def _scan(self, item: Scan) -> Iterator[Draft]:
+        state = ((item.state,),)
+        if not self.how.transformers or item.in_transformers is None:
+            products: tuple[Factor, ...] = ((item.products, "products"),)
+            yield Draft("product", "", products, state, self.how.new())
+            return
+        for name, elements, eager in transformers.products(item):
+            count = Count(name, "products", eager)
+            if elements is None:
+                yield Draft("product", f".{name}", (), state, count)
+            else:
+                yield Draft("product", f".{name}", ((elements, "elements"),), (), count)

@@ -140,27 +140,29 @@ class StepTime(DescribedArrays):
         work, moved = self.work, self.moved
         # What is the same for all contexts is summed apart: it has fewer different values.
         late_items = work.fold.late | moved.fold.late
+        if self._shape is None:
+            return self._add(late_items, work.values, moved.values)
         early: Items = []
         late: Items = []
         for key, flops, size in self._sums():
             (late if key in late_items else early).append((flops, size))
-        if self._shape is None:
-            return self._add(early, work.values, moved.values) + self._add(
-                late, work.values, moved.values
-            )
         return evaluate(
             (work.values, moved.values),
             lambda work, moved: self._add_arrays(early, work, moved),
             lambda begin, work, moved: begin + self._add_arrays(late, work, moved),
         )
 
-    def _add(self, items: Items, work: Values, moved: Values) -> float:
+    def _add(self, late_items: frozenset[Operation], work: Values, moved: Values) -> float:
         peak, bandwidth = float(self.peak_flops), float(self.device.bandwidth_bytes_per_second)
-        total = 0.0
-        for flops, size in items:
+        early = late = 0.0
+        for key, flops, size in self._sums():
             compute, memory = float(work.sum(flops)) / peak, float(moved.sum(size)) / bandwidth
-            total += compute if compute > memory else memory
-        return total
+            seconds = compute if compute > memory else memory
+            if key in late_items:
+                late += seconds
+            else:
+                early += seconds
+        return early + late
 
     def _add_arrays(self, items: Items, work: Values, moved: Values) -> Any:
         found: dict[tuple[Sums, Sums], Any] = {}

@@ -12,15 +12,15 @@ product, convolution, norm and attention reads and writes, with nothing fused bu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.folds.breakdowns import largest
 from llmcalc.folds.conventions import Conventions, conventions
 from llmcalc.folds.counts import ONCE, TOKENS, Count, ExpertReads
 from llmcalc.folds.owners import Owner, owners_of
-from llmcalc.folds.pieces import Fold, Kind, Piece, Shape, Stored
-from llmcalc.folds.storage import CacheFormats, Formats, cache_pieces, formats_in
+from llmcalc.folds.pieces import Draft, Fold, Piece, Shape, Stored
+from llmcalc.folds.storage import CacheFormats, Formats, Slots, formats_in
 from llmcalc.folds.workloads import Requests
 from llmcalc.spec.axes import Axes, Axis, extent
 from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
@@ -166,10 +166,13 @@ def moves(ledger: Ledger, owner: Owner, how: Conventions, formats: Formats) -> F
 def _moves(ledger: Ledger, owner: Owner, how: Conventions, formats: Formats) -> Fold:
     if not owner.pipeline and owner.rank is not None:
         return moves(ledger, owner.whole, how, formats).on(owner.rank.stage)
+    format = formats.element()
+    element = format.row_factors(()) if format.is_plain else ((format.slot_bytes(1), "bytes"),)
+    flows = _Flows(owner, how, format.slot_bytes(1), element)
     pieces = [
         *_weights(ledger, owner, how, formats.scheme(ledger)),
         *_caches(ledger, owner, how, formats.caches()),
-        *_activations(ledger, owner, how, formats.element()),
+        *[piece for entry in ledger.entries for piece in flows.pieces(entry)],
     ]
     return Fold(pieces)
 
@@ -203,13 +206,15 @@ def _weights(ledger: Ledger, owner: Owner, how: Conventions, scheme: Scheme) -> 
             of = (item.experts.size, item.active, matrices, how.experts)
             count = Count("touched", "experts read", of, owner.across_replicas(entry))
             sides, stacked, matrices = tuple([piece[1:] for piece in sides]), 0, 1
-        group, label, name = tensor.path
         for format, numbers in kinds:
             each = format.bytes(rows=rows, columns=columns, matrices=matrices)
-            title = name if numbers is None else f"{name} {format.name}"
-            path = ("weights", group, label, title)
-            words = Stored(path, format, sides, tensor.columns, split, stacked)
+            titled = numbers is not None
+            words = Stored(_WEIGHTS, tensor, format, split, sides, stacked, titled)
             yield _read(entry, each, count, words, numbers)
+
+
+#: What stands before the names of weights.
+_WEIGHTS: Final = ("weights",)
 
 
 def _lookups(
@@ -225,12 +230,9 @@ def _lookups(
         of = (item.rows.size, item.looked_up, *own)
         count = Count("assigned", "rows looked up", of, owner.across_replicas(entry))
         rows, many = (), 1
-    group, label, name = tensor.path
     for format, numbers in kinds:
-        title = name if numbers is None else f"{name} {format.name}"
-        words = Stored(
-            ("weights", group, label, title), format, ((),), tensor.columns, split, 0, rows
-        )
+        titled = numbers is not None
+        words = Stored(_WEIGHTS, tensor, format, split, ((),), 0, titled, rows)
         yield _read(entry, many * format.bytes(rows=1, columns=width), count, words, numbers)
 
 
@@ -244,10 +246,10 @@ def _read(
         each,
         count,
         layers if numbers is None else len(numbers),
-        words,
-        (entry.place,),
-        entry.count is not None,
         entry.uses,
+        entry,
+        words,
+        "",
         numbers,
     )
 
@@ -259,99 +261,91 @@ def _caches(
     ledger: Ledger, owner: Owner, how: Conventions, elements: CacheFormats
 ) -> Iterator[Piece]:
     """Give what is read and written of the caches."""
+    read = Slots("cache read", owner.attention, elements, ("cache read",))
+    written = Slots("cache written", owner.attention, elements, ("cache written",))
     for entry, cache in ledger.cache_reads:
         span = cache.span
         slots = owner.slots(how.read(cache), span)
-        read = [(entry, cache, cache.shape, slots)]
-        yield from cache_pieces(read, owner, elements, "cache read", ("cache read",))
+        yield read.piece(entry, cache, cache.shape, slots, "0")
         if cache.held:
             slots = owner.slots(Count("written", span.slot_name, span), span)
-            written = [(entry, cache, cache.shape, slots)]
-            yield from cache_pieces(written, owner, elements, "cache written", ("cache written",))
+            yield written.piece(entry, cache, cache.shape, slots, "0")
 
 
 # Activations --------------------------------------------------------------------------------
 
 
-def _activations(ledger: Ledger, owner: Owner, how: Conventions, format: Format) -> Iterator[Piece]:
-    """Give what each item reads and writes of what flows between them."""
-    element: tuple[Factor, ...] = ((format.slot_bytes(1), "bytes"),)
-    if format.is_plain:
-        element = format.row_factors(())
-    for entry in ledger.entries:
-        item = entry.item
-        everyone = owner.across_replicas(entry)
+class _Flows(NamedTuple):
+    """What flows between items on an owner: what each of them reads and writes.
+
+    An element has so many `bytes`; `element` are their factors.
+    """
+
+    owner: Owner
+    how: Conventions
+    bytes: int
+    element: tuple[Factor, ...]
+
+    def pieces(self, entry: Entry) -> Iterator[Piece]:
+        """Give what an item reads and writes."""
+        layers = 1 if entry.count is None else entry.count
+        split = self.owner.split(entry)
+        for draft in self._drafts(entry):
+            each, operation = draft.size(split) * self.bytes, entry.operation
+            yield Piece(
+                draft.kind, operation, each, draft.per, layers, entry.uses, entry, self, draft.part
+            )
+
+    def words(self, piece: Piece) -> Shape:
+        """Return how a piece is printed."""
+        entry = piece.entry
+        draft = next(one for one in self._drafts(entry) if one.part == piece.part)
+        path = ("activations", *entry.path, entry.item.name + draft.part)
+        split = self.owner.split(entry)
+        return Shape(path, draft.before, draft.sides, split, (), self.element)
+
+    def _drafts(self, entry: Entry) -> Iterator[Draft]:
+        item, how = entry.item, self.how
         if isinstance(item, Linear):
-            flow = _through(entry, item, owner, how)
-            yield _flow("activations", entry, "", owner, *flow, element)
+            flows, count = self._through(entry, item)
+            yield Draft("activations", "", (), (flows,), count)
         elif isinstance(item, Mix):
-            yield from _mixed(entry, item, owner, how, element)
+            yield from self._mixed(entry, item)
         elif isinstance(item, Conv):
-            sides = (item.channels, item.channels)
-            yield _flow("activations", entry, "", owner, sides, how.new(everyone), element)
+            flows = (item.channels, item.channels)
+            count = how.new(self.owner.across_replicas(entry))
+            yield Draft("activations", "", (), (flows,), count)
         elif isinstance(item, Scale) and item.vectors is not None:
             normed = (*item.vectors, *item.axes)
+            everyone = self.owner.across_replicas(entry)
             count = how.logits(everyone) if entry.after else how.new(everyone)
-            yield _flow("activations", entry, "", owner, (normed, normed), count, element)
+            yield Draft("activations", "", (), ((normed, normed),), count)
 
+    def _through(self, entry: Entry, item: Linear) -> tuple[tuple[Axes, ...], Count]:
+        """Return what flows into and out of a matrix, and the tokens that do."""
+        everyone = self.owner.across_replicas(entry)
+        flows = (item.into, *item.out)
+        if item.active is None or item.experts is None:
+            return flows, self.how.tokens(item, everyone)
+        own = self.owner.experts(entry, item.experts)
+        if own is None:
+            used = Axis("experts per token", item.active)
+            flows = tuple([(used, *axes) for axes in flows])
+            return flows, self.how.tokens(item, everyone)
+        of = (item.experts.size, item.active, *own)
+        return flows, Count("assigned", "tokens in experts", of, everyone)
 
-def _through(
-    entry: Entry, item: Linear, owner: Owner, how: Conventions
-) -> tuple[tuple[Axes, ...], Count]:
-    """Return what flows into and out of a matrix, and the tokens that do."""
-    everyone = owner.across_replicas(entry)
-    flows = (item.into, *item.out)
-    if item.active is None or item.experts is None:
-        return flows, how.tokens(item, everyone)
-    own = owner.experts(entry, item.experts)
-    if own is None:
-        used = Axis("experts per token", item.active)
-        return tuple([(used, *axes) for axes in flows]), how.tokens(item, everyone)
-    of = (item.experts.size, item.active, *own)
-    return flows, Count("assigned", "tokens in experts", of, everyone)
-
-
-def _mixed(
-    entry: Entry, item: Mix, owner: Owner, how: Conventions, element: tuple[Factor, ...]
-) -> Iterator[Piece]:
-    """Give queries, keys and values, and the scores of attention that writes them."""
-    query_key, value = how.widths(item)
-    flows = ((item.heads, query_key), (item.heads, value))
-    if item.absorbed is not None and not how.absorbed:
-        # The expanded keys and values, which are no cache.
-        slots = how.attended(item.span)
-        yield _flow("activations", entry, ".expanded", owner, flows, slots, element)
-    new = how.new(owner.across_replicas(entry))
-    yield _flow("activations", entry, "", owner, flows, new, element)
-    if how.standard:
-        count, heads = Count("rectangle", "pairs", item.span), ((item.heads,),)
-        yield _flow("scores", entry, ".scores", owner, heads, count, element, ((4, "passes"),))
-
-
-def _flow(
-    kind: Kind,
-    entry: Entry,
-    part: str,
-    owner: Owner,
-    flows: tuple[Axes, ...],
-    count: Count,
-    element: tuple[Factor, ...],
-    before: tuple[Factor, ...] = (),
-) -> Piece:
-    split = owner.split(entry)
-    each = extent(flows, split)
-    for size, _ in (*before, *element):
-        each *= size
-    group, label = entry.path
-    path = ("activations", group, label, entry.item.name + part)
-    return Piece(
-        kind,
-        (group, label, entry.item.of),
-        each,
-        count,
-        1 if entry.count is None else entry.count,
-        Shape(path, before, (flows,), split, (), element),
-        (entry.place,),
-        entry.count is not None,
-        entry.uses,
-    )
+    def _mixed(self, entry: Entry, item: Mix) -> Iterator[Draft]:
+        """Give queries, keys and values, and the scores of attention that writes them."""
+        query_key, value = self.how.widths(item)
+        flows = (((item.heads, query_key), (item.heads, value)),)
+        if item.absorbed is not None and not self.how.absorbed:
+            # The expanded keys and values, which are no cache.
+            slots = self.how.attended(item.span)
+            yield Draft("activations", ".expanded", (), flows, slots)
+        new = self.how.new(self.owner.across_replicas(entry))
+        yield Draft("activations", "", (), flows, new)
+        if self.how.standard:
+            count = Count("rectangle", "pairs", item.span)
+            heads = (((item.heads,),),)
+            yield Draft("scores", ".scores", ((4, "passes"),), heads, count)

@@ -160,7 +160,7 @@ def _vocabulary_padding(
         more = padded - held
         if more > 0:
             row = piece.size // held
-            yield Term(("vocabulary padding", *words.path), ((more, "rows"), (row, "bytes")))
+            yield Term(("vocabulary padding", *piece.path), ((more, "rows"), (row, "bytes")))
 
 
 def _vocabulary(tensor: StoredTensor) -> Axis | None:
@@ -197,7 +197,7 @@ def _absorbed_copies(pieces: tuple[Piece, ...], element: Format) -> Iterator[Ter
             continue
         if tensor.item.tokens == "latent":
             factors = ((piece.elements, "elements"), (width, "bytes"))
-            yield Term(("absorbed copies", *piece.words.path[1:]), factors)
+            yield Term(("absorbed copies", *piece.path[1:]), factors)
 
 
 class _Kernel(NamedTuple):
@@ -277,13 +277,13 @@ def _up(size: int, multiple: int) -> int:
 def _rounded_up(pieces: tuple[Piece, ...], kernels: list[_Kernel]) -> Iterator[Term[int]]:
     """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
     sizes: dict[tuple[str, ...], tuple[int, int]] = {}
-    replaced = {piece.words.path for kernel in kernels for piece in kernel.pieces}
+    replaced = {piece.path for kernel in kernels for piece in kernel.pieces}
     for kernel in kernels:
         for number, each in enumerate(kernel.tensors):
             key = "experts", kernel.label, f"{kernel.name} {number}"
             sizes[key] = kernel.experts * each, kernel.layers
     for piece in pieces:
-        if piece.words.path in replaced:
+        if piece.path in replaced:
             continue
         merged = _merged(piece)
         for number, (path, factors) in enumerate(piece.terms((), 1)):

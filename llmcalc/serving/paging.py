@@ -436,7 +436,7 @@ class Held:
             slots = cache.span.slots(context) if slots is None else slots
             if layers:
                 own = portion(slots, rank.slot_ranks(cache.span), rank.slot_rank)
-                yield piece.words.path, piece.each * piece.uses * layers * own
+                yield piece.path, piece.each * piece.uses * layers * own
 
     def most(self, context: int) -> int:
         """Return which of the ranks holds most."""

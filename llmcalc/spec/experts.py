@@ -16,7 +16,7 @@ from llmcalc.boundary import flag, instance_of, size
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.feed_forward import FeedForward, shared_items
+from llmcalc.spec.feed_forward import FeedForward, Routing
 from llmcalc.spec.items import Cache, Item, Linear, Mix, Scale, Table
 from llmcalc.spec.part import Group, Part
 from llmcalc.spec.parts import Norm
@@ -120,7 +120,7 @@ class Experts(Part):
         if self.no_op_experts is not None:
             yield from self._unread(embed, self.no_op_experts)
         if self.shared is not None:
-            yield from shared_items(self.shared, embed)
+            yield from self.shared.shared_items(embed)
         if self.shared_gate:
             yield Linear(name="shared.weigh", of="shared", into=(embed,), out=((),))
         if self.output_bias:
@@ -133,17 +133,9 @@ class Experts(Part):
             width = Axis("expert_latent", self.latent_dim)
             yield Linear(name="to_latent", into=(embed,), out=((width,),), bias=self.latent_bias)
             yield Linear(name="from_latent", into=(width,), out=((embed,),), bias=self.latent_bias)
-        for item in self.expert.items(width):
-            if isinstance(item, Linear):
-                yield attrs.evolve(
-                    item,
-                    experts=experts,
-                    active=min(self.experts_per_token, self.num_experts),
-                    routed=True,
-                    in_transformers=self.active_in_transformers,
-                )
-            else:
-                yield item
+        active = min(self.experts_per_token, self.num_experts)
+        routing = Routing(experts, active, self.active_in_transformers)
+        yield from self.expert.items(width, routing=routing)
 
     def _router(self, embed: Axis) -> Iterator[Item]:
         """Emit the router, with what is learned besides it."""

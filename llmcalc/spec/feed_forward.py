@@ -1,13 +1,14 @@
 """Feed-forward parts.
 
 * `FeedForward`: gated (three matrices) or plain (two).
+* `Routing`: what makes its matrices those of routed experts.
 * `HeadTransform`: a matrix, an activation and a norm before the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Final, Literal, TypeAlias, get_args
+from typing import ClassVar, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import attrs
 
@@ -32,15 +33,25 @@ _ACTIVATION_PARAMETERS: Final = {"xielu": 2, "prelu": 1}
 _ACTIVATION_CONSTANTS: Final = {"xielu": 2}
 
 
-def learned_activation(activation: Activation) -> Iterator[Item]:
+def learned_activation(activation: Activation, of: str | None = None) -> Iterator[Item]:
     """Emit the parameters of an activation that has any, and the constants stored with them."""
-    learned = _ACTIVATION_PARAMETERS.get(activation)
-    if learned is not None:
-        yield Scale(name="activation", axes=(Axis("activation", learned),))
-    constants = _ACTIVATION_CONSTANTS.get(activation)
-    if constants is not None:
-        axes = (Axis("activation", constants),)
-        yield Scale(name="activation.constants", of="activation", axes=axes, buffer=True)
+    begin = "" if of is None else f"{of}."
+    for name, numbers, buffer in (
+        ("activation", _ACTIVATION_PARAMETERS, False),
+        ("activation.constants", _ACTIVATION_CONSTANTS, True),
+    ):
+        number = numbers.get(activation)
+        if number is not None:
+            axes = (Axis("activation", number),)
+            yield Scale(name=begin + name, of=of or "activation", axes=axes, buffer=buffer)
+
+
+class Routing(NamedTuple):
+    """Routed experts: how many there are, how many a token uses, and as transformers has it."""
+
+    experts: Axis
+    active: int
+    in_transformers: int | None = None
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -69,38 +80,50 @@ class FeedForward(Part):
     )
     factor: bool = attrs.field(default=False, validator=flag)
 
-    def items(self, embed: Axis) -> Iterator[Item]:
-        """Emit the projections, and what is learned between them."""
-        yield from self.linears(embed)
-        if self.output_bias and not self.inner_dim:
-            yield Scale(name="down.bias", of="down", axes=(embed,))
-        if self.factor:
-            yield Scale(name="factor", axes=(Axis("factor", 1),))
-        yield from learned_activation(self.activation)
-        if self.inner_norm is not None and self.inner_dim:
-            yield from self.inner_norm.items("inner_norm", (Axis("inner", self.inner_dim),))
+    def items(self, embed: Axis, *, routing: Routing | None = None) -> Iterator[Item]:
+        """Emit the projections, and what is learned between them; with `routing`, of experts."""
+        yield from self.linears(embed, routing=routing)
+        yield from self._learned(embed)
 
-    def linears(self, embed: Axis) -> Iterator[Linear]:
-        """Emit the projections alone."""
+    def shared_items(self, embed: Axis) -> Iterator[Item]:
+        """Emit the same beside routed experts, as one operation."""
+        yield from self.linears(embed, of="shared")
+        yield from self._learned(embed, of="shared")
+
+    def linears(
+        self, embed: Axis, *, of: str | None = None, routing: Routing | None = None
+    ) -> Iterator[Linear]:
+        """Emit the projections alone; all of one operation if that is named."""
         if not self.inner_dim:
             return
-        inner = Axis("inner", self.inner_dim)
-        for name in ("gate", "up") if self.gated else ("up",):
+        inner, begin = Axis("inner", self.inner_dim), "" if of is None else f"{of}."
+        experts, active, eager = (None, None, None) if routing is None else routing
+        for name in ("gate", "up", "down") if self.gated else ("up", "down"):
+            last = name == "down"
             yield Linear(
-                name=name, into=(embed,), out=((inner,),), bias=self.input_bias, merged="gate_up"
+                name=begin + name,
+                of=of or name,
+                into=(inner,) if last else (embed,),
+                out=((embed,),) if last else ((inner,),),
+                bias=self.output_bias if last else self.input_bias,
+                experts=experts,
+                active=active,
+                routed=routing is not None,
+                merged=None if last else f"{begin}gate_up",
+                in_transformers=eager,
             )
-        yield Linear(name="down", into=(inner,), out=((embed,),), bias=self.output_bias)
 
-
-def shared_items(part: FeedForward, embed: Axis) -> Iterator[Item]:
-    """Emit a feed-forward that stands beside routed experts; it is one operation."""
-    for item in part.items(embed):
-        name = f"shared.{item.name}"
-        if isinstance(item, Linear):
-            merged = None if item.merged is None else f"shared.{item.merged}"
-            yield attrs.evolve(item, name=name, of="shared", role=name, merged=merged)
-        elif isinstance(item, Scale):
-            yield attrs.evolve(item, name=name, of="shared")
+    def _learned(self, embed: Axis, *, of: str | None = None) -> Iterator[Item]:
+        """Emit what is learned beside the projections."""
+        begin = "" if of is None else f"{of}."
+        if self.output_bias and not self.inner_dim:
+            yield Scale(name=f"{begin}down.bias", of=of or "down", axes=(embed,))
+        if self.factor:
+            yield Scale(name=f"{begin}factor", of=of or "factor", axes=(Axis("factor", 1),))
+        yield from learned_activation(self.activation, of)
+        if self.inner_norm is not None and self.inner_dim:
+            inner = (Axis("inner", self.inner_dim),)
+            yield from self.inner_norm.items(f"{begin}inner_norm", inner, of=of)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)

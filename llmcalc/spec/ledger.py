@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from weakref import ref
 
 import attrs
 
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
-from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors, is_divided
+from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors
 from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
 from llmcalc.spec.part import Group
 
@@ -43,6 +44,12 @@ class Entry(Described):
     item: Item
     uses: int = 1
     after: bool = False
+    #: The path of the operation that the item belongs to: what is timed as one.
+    operation: tuple[str, ...] = attrs.field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        group, label = self.path
+        object.__setattr__(self, "operation", (group, label, self.item.of))
 
     @property
     def group(self) -> Group:
@@ -67,9 +74,14 @@ class Entry(Described):
         return (*self.path, self.item.name)
 
     @property
-    def operation(self) -> tuple[str, ...]:
-        """The path of the operation that the item belongs to: what is timed as one."""
-        return (*self.path, self.item.of)
+    def places(self) -> tuple[Place, ...]:
+        """Where it stands, as one of several places."""
+        return (self.place,)
+
+    @property
+    def layered(self) -> bool:
+        """Whether it stands in layers."""
+        return self.count is not None
 
     @property
     def times(self) -> tuple[Factor, ...]:
@@ -88,34 +100,68 @@ class StoredTensor(Described):
 
     A piece is a product of axes. A matrix multiply contracts its columns; a vector is one row.
     Where the rows are those of several experts, each token reads those of `active` experts.
-    `places` says where it is used: in several places, where several items share the weight.
-    `times` counts the layers that store it, without a factor where it is stored once.
-    `item` is what it is a weight of, or the bias of.
+    `entry` has the item that it is a weight of, or the bias of. A weight that several items store
+    as one is `shared`: stored once, at the places that use it.
     """
 
-    path: tuple[str, ...]
+    entry: Entry
     rows: tuple[Axes, ...]
     columns: tuple[Axes, ...]
-    times: tuple[Factor, ...]
-    active: int | None
-    places: tuple[Place, ...]
-    item: Item
     is_bias: bool = False
-    #: What placements ask for again and again, once one has: whether ranks may hold less of the
-    #: rows and of the columns, and what `extents` gives of the whole.
-    _placed: tuple[tuple[bool, bool], tuple[int, int, int]] | None = attrs.field(
+    shared: tuple[Place, ...] | None = None
+    #: What `extents` gives of the whole, once it was asked for.
+    _whole: tuple[int, int, int] | None = attrs.field(
         default=None, init=False, eq=False, repr=False
     )
 
     @property
     def group(self) -> str:
         """Where its parameters are counted."""
-        return self.path[0]
+        return self.entry.path[0]
 
     @property
     def label(self) -> str:
         """The kind of layers that store it."""
-        return self.path[1]
+        return self.entry.path[1]
+
+    @property
+    def item(self) -> Item:
+        """What it is a weight of, or the bias of."""
+        return self.entry.item
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """The group, the label of layers and the name."""
+        item, name = self.item, self.item.name
+        if isinstance(item, Linear | Conv):
+            name += ".bias" if self.is_bias else ".weight"
+        return (*self.entry.path, name)
+
+    @property
+    def operation(self) -> tuple[str, ...]:
+        """The path of the operation that its item belongs to."""
+        return self.entry.operation
+
+    @property
+    def layers(self) -> int:
+        """How many layers store it; 1 where it is stored once."""
+        return 1 if self.shared is not None or self.entry.count is None else self.entry.count
+
+    @property
+    def times(self) -> tuple[Factor, ...]:
+        """The factor that counts the layers that store it, none where it is stored once."""
+        return () if self.shared is not None else self.entry.layers
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it is used: in several places, where several items share the weight."""
+        return self.entry.places if self.shared is None else self.shared
+
+    @property
+    def active(self) -> int | None:
+        """How many experts of its rows a token reads, if they are those of experts."""
+        item = self.item
+        return item.active if isinstance(item, Linear | Table) else None
 
     @property
     def is_matrix(self) -> bool:
@@ -159,18 +205,15 @@ class StoredTensor(Described):
         return factors(pieces)
 
     @property
-    def elements(self) -> int:
-        """How many elements it has in one layer."""
-        _, (matrices, rows, columns) = self._whole
-        return matrices * rows * columns
+    def layered(self) -> bool:
+        """Whether layers store it, each its own."""
+        return self.shared is None and self.entry.count is not None
 
     @property
-    def _whole(self) -> tuple[tuple[bool, bool], tuple[int, int, int]]:
-        found = self._placed
-        if found is None:
-            found = (is_divided(self.rows), is_divided(self.columns)), self._measure(WHOLE)
-            object.__setattr__(self, "_placed", found)
-        return found
+    def elements(self) -> int:
+        """How many elements it has in one layer."""
+        matrices, rows, columns = self.extents(WHOLE)
+        return matrices * rows * columns
 
     def held_factors(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
         """Return the factors of the rows and of the columns that one rank holds."""
@@ -180,10 +223,13 @@ class StoredTensor(Described):
 
     def extents(self, split: Split) -> tuple[int, int, int]:
         """Return how many matrices one rank holds, and the rows and columns of each."""
-        divided, whole = self._whole
-        if split is WHOLE or divided == (False, False):
-            return whole
-        return self._measure(split)
+        if split is not WHOLE:
+            return self._measure(split)
+        whole = self._whole
+        if whole is None:
+            whole = self._measure(WHOLE)
+            object.__setattr__(self, "_whole", whole)
+        return whole
 
     def _measure(self, split: Split) -> tuple[int, int, int]:
         if self.active is not None and len(self.rows) == 1:
@@ -233,13 +279,22 @@ class Ledger:
     def __init__(
         self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
     ) -> None:
-        self.spec = spec
+        # The model has its ledger, and lives as long as anybody asks about it.
+        self._spec = ref(spec)
         self.entries = tuple(entries)
         self.steps = tuple(steps)
         self.kept: dict[tuple[Hashable, ...], Any] = {}
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Ledger, (self.spec, self.entries, self.steps)
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, which must be held while its ledger is in use."""
+        found = self._spec()
+        if found is None:
+            raise ReferenceError("the model of the ledger is gone: hold the ModelSpec")
+        return found
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a ledger is not pickled: pickle its ModelSpec")
 
     @cached_property
     def _stored(self) -> tuple[tuple[Entry, StoredTensor], ...]:
@@ -301,7 +356,7 @@ def _distinct(stored: Iterable[tuple[Entry, StoredTensor]]) -> Iterator[StoredTe
             yield tensor
         elif key in users:
             # Stored once, however many layers use it.
-            yield attrs.evolve(tensor, times=(), places=tuple(users.pop(key)))
+            yield attrs.evolve(tensor, shared=tuple(users.pop(key)))
 
 
 def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
@@ -315,30 +370,23 @@ def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
 
 def _stored(entry: Entry) -> Iterator[StoredTensor]:
     """Give what an entry stores, as a weight of its own."""
-    item, path = entry.item, entry.path
-    times, places = entry.layers, (entry.place,)
+    item = entry.item
     if isinstance(item, Linear):
-        several, name = item.experts or item.blocks, item.name
+        several = item.experts or item.blocks
         rows: tuple[Axes, ...] = item.out
         if several is not None:
             rows = tuple([(several, *piece) for piece in rows])
-        stored = (*path, f"{name}.weight"), rows, (item.into,)
-        yield StoredTensor(*stored, times, item.active, places, item)
+        yield StoredTensor(entry, rows, (item.into,))
         if item.bias:
             rows = ONE_ROW if several is None else ((several,),)
-            stored = (*path, f"{name}.bias"), rows, item.out
-            yield StoredTensor(*stored, times, item.active, places, item, True)
+            yield StoredTensor(entry, rows, item.out, is_bias=True)
     elif isinstance(item, Scale):
-        stored = (*path, item.name), ONE_ROW, (item.axes,)
-        yield StoredTensor(*stored, times, None, places, item)
+        yield StoredTensor(entry, ONE_ROW, (item.axes,))
     elif isinstance(item, Table):
-        stored = (*path, item.name), ((item.rows,),), (item.row,)
-        yield StoredTensor(*stored, times, item.active, places, item)
+        yield StoredTensor(entry, ((item.rows,),), (item.row,))
     elif isinstance(item, Conv):
         inputs = () if item.into == 1 else (Axis("channels per group", item.into),)
         kernel = (*inputs, Axis("kernel", item.kernel))
-        stored = (*path, f"{item.name}.weight"), (item.channels,), (kernel,)
-        yield StoredTensor(*stored, times, None, places, item)
+        yield StoredTensor(entry, (item.channels,), (kernel,))
         if item.bias:
-            stored = (*path, f"{item.name}.bias"), ONE_ROW, (item.channels,)
-            yield StoredTensor(*stored, times, None, places, item, True)
+            yield StoredTensor(entry, ONE_ROW, (item.channels,), is_bias=True)

@@ -16,7 +16,7 @@ from llmcalc.boundary import flag, instance_of, size
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.attention import Attention
 from llmcalc.spec.axes import Axis
-from llmcalc.spec.feed_forward import FeedForward, shared_items
+from llmcalc.spec.feed_forward import FeedForward
 from llmcalc.spec.items import Item, Linear, Product, Scale, Table
 from llmcalc.spec.part import Group, Part
 
@@ -100,7 +100,7 @@ class RetrievedExperts(Part):
 
     def items(self, embed: Axis) -> Iterator[Item]:
         """Emit what all tokens use, the router, and the experts' vectors with their products."""
-        yield from shared_items(self.shared, embed)
+        yield from self.shared.shared_items(embed)
         keys = Axis("keys", isqrt(self.num_experts))
         yield Linear(name="router", into=(embed,), out=((Axis("halves", 2), keys),))
         experts, active = Axis("experts", self.num_experts), self.experts_per_token
