@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from llmcalc.engines.engine import ActivationRule, Mxfp4Kernels, check_share
+from llmcalc.engines.engine import ActivationRule, Mxfp4Kernels
 from llmcalc.engines.engine import Engine as Profile
 from llmcalc.engines.registry import get, names, with_pool
 
-__all__ = ["ActivationRule", "Mxfp4Kernels", "Profile", "check_share", "profile", "profiles"]
+__all__ = ["ActivationRule", "Mxfp4Kernels", "Profile", "profile", "profiles"]
 
 
 def profile(engine: str | Profile, field: str = "engine") -> Profile:
