@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
 from typing import Any, TypeVar, cast
 
 import attrs
@@ -38,7 +39,11 @@ class Described:
     __slots__ = ()
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple([getattr(self, name) for name in _compared(type(self))])
+        cls = type(self)
+        read = _READS.get(cls)
+        if read is None:
+            read = _READS[cls] = _reading(cls)
+        return read(self)
 
     def __repr__(self) -> str:
         shown = [
@@ -127,12 +132,12 @@ class FrozenMapping(Mapping[str, V]):
         return FrozenMapping, (self._held,)
 
 
-def _compared(cls: type[Any]) -> tuple[str, ...]:
-    """Return the names of the fields that equality rests on."""
-    names = _FIELDS.get(cls)
-    if names is None:
-        names = _FIELDS[cls] = tuple(field.name for field in attrs.fields(cls) if field.eq)
-    return names
+def _reading(cls: type[Any]) -> Callable[[object], tuple[Any, ...]]:
+    """Return a function that reads the fields that equality rests on."""
+    names = tuple(field.name for field in attrs.fields(cls) if field.eq)
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda described: tuple([getattr(described, name) for name in names])
 
 
-_FIELDS: dict[type[Any], tuple[str, ...]] = {}
+_READS: dict[type[Any], Callable[[object], tuple[Any, ...]]] = {}

@@ -69,66 +69,26 @@ class Shape(NamedTuple):
         return self
 
 
-class Draft(NamedTuple):
-    """A piece of an item before anything is multiplied: its kind, its `part`, and its factors.
-
-    They are `before` the `sides` of a tensor, or `beside` them; it grows with `per`.
-    """
-
-    kind: Kind
-    part: str
-    before: tuple[Factor, ...]
-    sides: tuple[tuple[Axes, ...], ...]
-    per: Count
-    beside: tuple[Factor, ...] = ()
-
-    def size(self, split: Split) -> int:
-        """Return the product of all factors."""
-        size = 1
-        for factor, _ in self.before:
-            size *= factor
-        for side in self.sides:
-            size *= extent(side, split)
-        for factor, _ in self.beside:
-            size *= factor
-        return size
-
-
 class Stored(NamedTuple):
-    """The terms of a stored tensor in a format, behind the names of a `place`.
+    """The terms of what is stored of a tensor in a `format`, at `path`.
 
-    Where formats differ between layers, its name is `titled` with that of the format. `rows` are
-    those that count: of one expert where there are several, or none of a table that is looked up.
     The first `matrices` factors of the rows count matrices that stand one by one.
     """
 
-    place: tuple[str, ...]
-    tensor: StoredTensor
+    path: tuple[str, ...]
     format: Format
-    split: Split
     rows: tuple[Axes, ...]
+    columns: tuple[Axes, ...]
+    split: Split
     matrices: int = 0
-    titled: bool = False
     before: tuple[Factor, ...] = ()
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        """The path of what is stored of the values."""
-        group, label, name = self.tensor.path
-        title = f"{name} {self.format.name}" if self.titled else name
-        return (*self.place, group, label, title)
 
     def terms(self, count: tuple[Factor, ...], layers: tuple[Factor, ...]) -> Iterator[Shown]:
         """Give a term for what is stored of the values, and one for each thing beside them."""
         *place, name = self.path
-        rows = factors(self.rows, self.split)
-        columns = factors(self.tensor.columns, self.split)
+        rows, columns = factors(self.rows, self.split), factors(self.columns, self.split)
         for suffix, shape in self.format.terms(rows, columns, matrices=self.matrices):
             yield (*place, name + suffix), (*self.before, *shape, *count, *layers)
-
-    def words(self, _: Piece) -> Stored:
-        """Return itself."""
-        return self
 
 
 class Piece(NamedTuple):
@@ -184,7 +144,7 @@ class Piece(NamedTuple):
         words = self.words
         if not isinstance(words, Stored) or words.rows == ((),):
             return 0
-        columns = extent(words.tensor.columns, words.split)
+        columns = extent(words.columns, words.split)
         return extent(words.rows, words.split) * columns * self.uses * self.layers
 
     @property
@@ -213,6 +173,37 @@ class Piece(NamedTuple):
         yield from self.words.terms(count, times)
 
 
+class Draft(NamedTuple):
+    """A piece of an item before anything is multiplied: its kind, its `part`, and its factors.
+
+    They are `before` the `sides` of a tensor, or `beside` them; it grows with `per`.
+    """
+
+    kind: Kind
+    part: str
+    before: tuple[Factor, ...]
+    sides: tuple[tuple[Axes, ...], ...]
+    per: Count
+    beside: tuple[Factor, ...] = ()
+
+    def size(self, split: Split) -> int:
+        """Return the product of all factors."""
+        size = 1
+        for factor, _ in self.before:
+            size *= factor
+        for side in self.sides:
+            size *= extent(side, split)
+        for factor, _ in self.beside:
+            size *= factor
+        return size
+
+    def piece(self, each: int, entry: Entry, maker: Maker) -> Piece:
+        """Return the piece of an entry that has so much of it in one layer."""
+        kind, part, _, _, per, _ = self
+        layers = 1 if entry.count is None else entry.count
+        return Piece(kind, entry.operation, each, per, layers, entry.uses, entry, maker, part)
+
+
 class Fold:
     """The pieces of a quantity; `counts` are those that they grow with.
 
@@ -227,17 +218,18 @@ class Fold:
         numbers: dict[Count, int] = {}
         operations: dict[Operation, dict[int, int]] = {}
         each: list[int] = []
+        per, number = None, 0
         for piece in self.pieces:
-            _, operation, amount, per, layers, uses, *_ = piece
-            number = numbers.get(per)
-            if number is None:
-                number = numbers[per] = len(numbers)
+            if piece.per is not per:
+                per = piece.per
+                number = numbers.setdefault(per, len(numbers))
             each.append(number)
-            sums = operations.get(operation)
+            size = piece.each * piece.layers * piece.uses
+            sums = operations.get(piece.operation)
             if sums is None:
-                operations[operation] = {number: amount * layers * uses}
+                operations[piece.operation] = {number: size}
             else:
-                sums[number] = sums.get(number, 0) + amount * layers * uses
+                sums[number] = sums.get(number, 0) + size
         self.counts = tuple(numbers)
         self._numbers = each
         self._kinds: dict[tuple[Kind, ...], Sums] = {}
@@ -245,8 +237,8 @@ class Fold:
         self.operations: dict[Operation, Sums] = {}
         growing: list[Operation] = []
         for key, sums in operations.items():
-            self.operations[key] = _ordered(sums, late)
-            if late[self.operations[key][-1][0]]:  # the last ones grow with past tokens
+            ordered = self.operations[key] = _ordered(sums, late)
+            if late[ordered[-1][0]]:  # the last ones grow with past tokens
                 growing.append(key)
         self.late = frozenset(growing)
 
@@ -311,6 +303,9 @@ class Fold:
 
 def _ordered(sums: dict[int, int], late: list[bool]) -> Sums:
     """Return a sum with the counts that grow with past tokens last."""
-    if len(sums) == 1:
-        return tuple(sums.items())
-    return tuple(sorted(sums.items(), key=lambda one: late[one[0]]))
+    growing = False
+    for number in sums:
+        if growing and not late[number]:
+            return tuple(sorted(sums.items(), key=lambda one: late[one[0]]))
+        growing = late[number]
+    return tuple(sums.items())

@@ -42,10 +42,12 @@ __all__ = [
     "Formats",
     "Policy",
     "Slots",
+    "Weights",
     "cache_formats",
     "caches_held",
     "formats_in",
     "slot_bytes",
+    "stored_path",
     "weights_held",
 ]
 
@@ -187,6 +189,26 @@ def weights_held(ledger: Ledger, owner: Owner, scheme: Scheme) -> Fold:
     return Fold(_weights_held(ledger, owner, kept(ledger, _kinds_of_tensors, scheme)))
 
 
+class Weights(NamedTuple):
+    """Weights in one `format` on an owner."""
+
+    owner: Owner
+    format: Format
+
+    def words(self, piece: Piece) -> Stored:
+        """Return how a piece is printed."""
+        tensor = cast("StoredTensor", piece.source)
+        split = WHOLE if self.owner.rank is None else self.owner.rank.split(tensor)
+        path = stored_path(tensor, self.format, titled=piece.numbers is not None)
+        return Stored(path, self.format, tensor.rows, tensor.columns, split, tensor.stacked)
+
+
+def stored_path(tensor: StoredTensor, format: Format, *, titled: bool) -> tuple[str, ...]:
+    """Return the path of a tensor, `titled` with its format where layers differ in it."""
+    *place, name = tensor.path
+    return (*place, f"{name} {format.name}" if titled else name)
+
+
 def _weights_held(
     ledger: Ledger, owner: Owner, kinds: tuple[tuple[LayersOf, ...], ...]
 ) -> Iterator[Piece]:
@@ -198,20 +220,11 @@ def _weights_held(
         for format, numbers in own:
             if checks and not format.is_plain:
                 _check_blocks(tensor, format, rows, columns, owner)
-            titled = numbers is not None
-            words = Stored((), tensor, format, split, tensor.rows, tensor.stacked, titled)
-            yield Piece(
-                "weights",
-                tensor.operation,
-                format.bytes(rows=rows, columns=columns, matrices=matrices),
-                ONCE,
-                tensor.layers if numbers is None else len(numbers),
-                1,
-                tensor,
-                words,
-                "",
-                numbers,
-            )
+            each = format.bytes(rows=rows, columns=columns, matrices=matrices)
+            layers = tensor.layers if numbers is None else len(numbers)
+            made = Weights(owner, format)
+            operation = tensor.operation
+            yield Piece("weights", operation, each, ONCE, layers, 1, tensor, made, "", numbers)
 
 
 def _check_blocks(

@@ -72,7 +72,7 @@ class Workload:
     them are those of number `replica`.
     """
 
-    __slots__ = ("_bounds", "_given", "_replicas", "shape")
+    __slots__ = ("_bounds", "_given", "_replicas", "_scalar", "shape")
 
     def __init__(
         self,
@@ -104,16 +104,16 @@ class Workload:
         made = cls.__new__(cls)
         given: list[tuple[str, Any]] = [("context", context), ("batch", batch)]
         tokens, requests = count(context, "context"), count(batch, "batch")
-        made._begin(given, [requests, 0, tokens], replicas, replica)
+        made._begin(given, [requests, 0, tokens], replicas, replica)  # noqa: SLF001  # its own
         return made
 
     def _begin(
         self, given: list[tuple[str, Any]], checked: list[Any], replicas: int, replica: int
     ) -> None:
         self._replicas = replicas, replica
-        self._given = checked
+        self._given = self._bounds = checked
+        self._scalar: list[Request] | None = None
         self.shape = _shape(given, checked)
-        self._bounds = checked
         if self.shape is not None:
             # At least 1 keeps one empty factor from hiding how large the others are.
             self._bounds = [max(1, largest(v) if is_array(v) else v) for v in checked]
@@ -131,7 +131,11 @@ class Workload:
 
     def requests(self, *, wide: bool) -> list[Request]:
         """Return the kinds of requests, arrays as int64 or, where `wide`, of Python integers."""
-        return self._kinds(self._typed(wide=wide), bound=False)
+        if self.shape is not None:
+            return self._kinds(self._typed(wide=wide), bound=False)
+        if self._scalar is None:  # the same for all folds
+            self._scalar = self._kinds(self._given, bound=False)
+        return self._scalar
 
     def block(self, index: Index) -> Workload:
         """Return some of the elements of a workload of arrays."""
@@ -191,8 +195,6 @@ class Workload:
 
     def _typed(self, *, wide: bool) -> list[Any]:
         """Return the arguments, arrays as int64 or, where they are `wide`, of Python integers."""
-        if self.shape is None:
-            return self._given
         import numpy as np
 
         dtype = np.object_ if wide else np.int64
@@ -376,7 +378,7 @@ def _checked(mixed_with: object) -> Iterable[Requests]:
 
 
 def _shape(given: list[tuple[str, Any]], values: list[Any]) -> tuple[int, ...] | None:
-    if not any(map(is_array, values)):
+    if all(type(value) is int for value in values):
         return None
     import numpy as np
 

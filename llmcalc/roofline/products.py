@@ -9,7 +9,7 @@ PyTorch's counter does, with causal pairs and logits for the last token unless t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from llmcalc.breakdown import Breakdown, Factor
@@ -147,7 +147,15 @@ def _products(
     if not owner.pipeline and owner.rank is not None:
         return products(ledger, owner.whole, how).on(owner.rank.stage)
     made = _Computed(owner, how)
-    return Fold(piece for entry in ledger.entries for piece in made.pieces(entry))
+    pieces: list[Piece] = []
+    for entry in ledger.entries:
+        if type(entry.item) in _COMPUTED:
+            pieces += made.pieces(entry)
+    return Fold(pieces)
+
+
+#: The items that compute something.
+_COMPUTED: Final = frozenset({Linear, Mix, Conv, Scan, Product})
 
 
 class _Computed(NamedTuple):
@@ -156,15 +164,10 @@ class _Computed(NamedTuple):
     owner: Owner
     how: Conventions
 
-    def pieces(self, entry: Entry) -> Iterator[Piece]:
-        """Give what is computed of an item."""
-        layers = 1 if entry.count is None else entry.count
+    def pieces(self, entry: Entry) -> list[Piece]:
+        """Return what is computed of an item."""
         split = self.owner.split(entry)
-        for draft in self._drafts(entry):
-            each, operation = 2 * draft.size(split), entry.operation
-            yield Piece(
-                draft.kind, operation, each, draft.per, layers, entry.uses, entry, self, draft.part
-            )
+        return [draft.piece(2 * draft.size(split), entry, self) for draft in self._drafts(entry)]
 
     def words(self, piece: Piece) -> Shape:
         """Return how a piece is printed."""
@@ -174,22 +177,25 @@ class _Computed(NamedTuple):
         before = (_TWO, *draft.before)
         return Shape(path, before, draft.sides, self.owner.split(entry), draft.beside)
 
-    def _drafts(self, entry: Entry) -> Iterator[Draft]:
+    def _drafts(self, entry: Entry) -> list[Draft]:
         item, how = entry.item, self.how
         if isinstance(item, Linear):
-            yield self._linear(entry, item)
-        elif isinstance(item, Mix):
-            for part, width in zip((".scores", ".values"), how.widths(item), strict=True):
-                sides = (((item.heads, width),),)
-                yield Draft("mixing", part, (), sides, how.pairs(item))
-        elif isinstance(item, Conv):
+            return [self._linear(entry, item)]
+        if isinstance(item, Mix):
+            count, parts = how.pairs(item), (".scores", ".values")
+            return [
+                Draft("mixing", part, (), (((item.heads, width),),), count)
+                for part, width in zip(parts, how.widths(item), strict=True)
+            ]
+        if isinstance(item, Conv):
             inputs: tuple[Factor, ...] = ((item.into * item.kernel, "inputs"),)
-            yield Draft("product", "", (), ((item.channels,),), how.outputs(item), inputs)
-        elif isinstance(item, Scan):
-            yield from self._scan(item)
-        elif isinstance(item, Product):
+            return [Draft("product", "", (), ((item.channels,),), how.outputs(item), inputs)]
+        if isinstance(item, Scan):
+            return self._scan(item)
+        if isinstance(item, Product):
             before, count = self._passed(entry, item.experts, item.active, how.new)
-            yield Draft("product", "", before, ((item.axes,),), count)
+            return [Draft("product", "", before, ((item.axes,),), count)]
+        return []
 
     def _linear(self, entry: Entry, item: Linear) -> Draft:
         sides: tuple[tuple[Axes, ...], ...] = (item.out, (item.into,))
@@ -226,15 +232,16 @@ class _Computed(NamedTuple):
         of = (experts.size, active, *own)
         return (), Count("assigned", "tokens in experts", of, everyone)
 
-    def _scan(self, item: Scan) -> Iterator[Draft]:
+    def _scan(self, item: Scan) -> list[Draft]:
         state = ((item.state,),)
         if not self.how.transformers or item.in_transformers is None:
             products: tuple[Factor, ...] = ((item.products, "products"),)
-            yield Draft("product", "", products, state, self.how.new())
-            return
+            return [Draft("product", "", products, state, self.how.new())]
+        found = []
         for name, elements, eager in transformers.products(item):
-            count = Count(name, "products", eager)
+            part, count = f".{name}", Count(name, "products", eager)
             if elements is None:
-                yield Draft("product", f".{name}", (), state, count)
+                found.append(Draft("product", part, (), state, count))
             else:
-                yield Draft("product", f".{name}", ((elements, "elements"),), (), count)
+                found.append(Draft("product", part, ((elements, "elements"),), (), count))
+        return found

@@ -12,7 +12,7 @@ product, convolution, norm and attention reads and writes, with nothing fused bu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.folds.breakdowns import largest
@@ -23,9 +23,16 @@ from llmcalc.folds.pieces import Draft, Fold, Piece, Shape, Stored
 from llmcalc.folds.storage import CacheFormats, Formats, Slots, formats_in
 from llmcalc.folds.workloads import Requests
 from llmcalc.spec.axes import Axes, Axis, extent
-from llmcalc.spec.items import Conv, Linear, Mix, Scale, Table
+from llmcalc.spec.items import Conv, Item, Linear, Mix, Scale, Table
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
+from llmcalc.spec.ledger import (
+    Entry,
+    Ledger,
+    StoredShape,
+    is_buffer,
+    stored_name,
+    stored_shapes,
+)
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes
 
@@ -168,12 +175,14 @@ def _moves(ledger: Ledger, owner: Owner, how: Conventions, formats: Formats) -> 
         return moves(ledger, owner.whole, how, formats).on(owner.rank.stage)
     format = formats.element()
     element = format.row_factors(()) if format.is_plain else ((format.slot_bytes(1), "bytes"),)
-    flows = _Flows(owner, how, format.slot_bytes(1), element)
+    made = _Flows(owner, how, format.slot_bytes(1), element)
     pieces = [
         *_weights(ledger, owner, how, formats.scheme(ledger)),
         *_caches(ledger, owner, how, formats.caches()),
-        *[piece for entry in ledger.entries for piece in flows.pieces(entry)],
     ]
+    for entry in ledger.entries:
+        if _has_flows(entry.item):
+            pieces += made.pieces(entry)
     return Fold(pieces)
 
 
@@ -186,72 +195,83 @@ def _kinds_of_reads(ledger: Ledger, scheme: Scheme) -> tuple[tuple[LayersOf, ...
 
 def _weights(ledger: Ledger, owner: Owner, how: Conventions, scheme: Scheme) -> Iterator[Piece]:
     """Give what is read of the weights: all of a matrix, of a table the rows looked up."""
-    uniform = scheme.uniform
-    every: tuple[tuple[LayersOf, ...], ...]
+    uniform, kinds = scheme.uniform, iter(())
+    always: tuple[LayersOf, ...] = ()
     if uniform is not None:
-        every = (((uniform, None),),) * len(ledger.weight_reads)
+        always = ((uniform, None),)
     else:
-        every = kept(ledger, _kinds_of_reads, scheme)
-    for (entry, tensor), kinds in zip(ledger.weight_reads, every, strict=True):
+        kinds = iter(kept(ledger, _kinds_of_reads, scheme))
+    reads = None
+    for entry in ledger.entries:
         item = entry.item
-        if isinstance(item, Table):
-            if item.looked_up:
-                yield from _lookups(entry, item, tensor, kinds, owner)
+        if is_buffer(item):
             continue
-        split = owner.split(entry)
-        matrices, rows, columns = tensor.extents(split)
-        sides, stacked, count = tensor.rows, tensor.stacked, ONCE
+        for shape in stored_shapes(item):
+            for format, numbers in always or next(kinds):
+                if isinstance(item, Table) and not item.looked_up:
+                    continue
+                if reads is None or reads.format is not format:
+                    reads = _Reads(owner, how, format)
+                yield reads.piece(entry, shape, numbers)
+
+
+class _Reads(NamedTuple):
+    """What an owner reads of weights in one `format`, under conventions."""
+
+    owner: Owner
+    how: Conventions
+    format: Format
+
+    def piece(self, entry: Entry, shape: StoredShape, numbers: tuple[int, ...] | None) -> Piece:
+        """Return what is read of a tensor: all of a matrix, of a table the rows looked up."""
+        item, split, count = entry.item, self.owner.split(entry), ONCE
         if isinstance(item, Linear) and item.active is not None and item.experts is not None:
             # Each of the experts that are read is read whole.
-            of = (item.experts.size, item.active, matrices, how.experts)
-            count = Count("touched", "experts read", of, owner.across_replicas(entry))
-            sides, stacked, matrices = tuple([piece[1:] for piece in sides]), 0, 1
-        for format, numbers in kinds:
-            each = format.bytes(rows=rows, columns=columns, matrices=matrices)
-            titled = numbers is not None
-            words = Stored(_WEIGHTS, tensor, format, split, sides, stacked, titled)
-            yield _read(entry, each, count, words, numbers)
+            held, rows, columns = shape.extents(split, stacked=True)
+            of = (item.experts.size, item.active, held, self.how.experts)
+            count = Count("touched", "experts read", of, self.owner.across_replicas(entry))
+            matrices = 1
+        elif isinstance(item, Table):
+            matrices, count = self._looked_up(entry, item)
+            rows, columns = 1, extent(shape.columns, split)
+        else:
+            matrices, rows, columns = shape.extents(split, stacked=False)
+        return Piece(
+            "weights",
+            entry.operation,
+            self.format.bytes(rows=rows, columns=columns, matrices=matrices),
+            count,
+            (1 if entry.count is None else entry.count) if numbers is None else len(numbers),
+            entry.uses,
+            entry,
+            self,
+            "bias" if shape.is_bias else "",
+            numbers,
+        )
 
-
-#: What stands before the names of weights.
-_WEIGHTS: Final = ("weights",)
-
-
-def _lookups(
-    entry: Entry, item: Table, tensor: StoredTensor, kinds: tuple[LayersOf, ...], owner: Owner
-) -> Iterator[Piece]:
-    """Give the rows of a table that tokens look up; of experts those that the rank has."""
-    split = owner.split(entry)
-    width = extent(tensor.columns, split)
-    rows: tuple[Factor, ...] = () if item.looked_up == 1 else ((item.looked_up, "rows a token"),)
-    count, many = TOKENS, item.looked_up
-    own = owner.experts(entry, item.rows) if item.routed else None
-    if own is not None:
+    def _looked_up(self, entry: Entry, item: Table) -> tuple[int, Count]:
+        """Return the rows that a count looks up: of experts those that the rank has."""
+        own = self.owner.experts(entry, item.rows) if item.routed else None
+        if own is None:
+            return item.looked_up, TOKENS
         of = (item.rows.size, item.looked_up, *own)
-        count = Count("assigned", "rows looked up", of, owner.across_replicas(entry))
-        rows, many = (), 1
-    for format, numbers in kinds:
-        titled = numbers is not None
-        words = Stored(_WEIGHTS, tensor, format, split, ((),), 0, titled, rows)
-        yield _read(entry, many * format.bytes(rows=1, columns=width), count, words, numbers)
+        return 1, Count("assigned", "rows looked up", of, self.owner.across_replicas(entry))
 
-
-def _read(
-    entry: Entry, each: int, count: Count, words: Stored, numbers: tuple[int, ...] | None
-) -> Piece:
-    layers = 1 if entry.count is None else entry.count
-    return Piece(
-        "weights",
-        entry.operation,
-        each,
-        count,
-        layers if numbers is None else len(numbers),
-        entry.uses,
-        entry,
-        words,
-        "",
-        numbers,
-    )
+    def words(self, piece: Piece) -> Stored:
+        """Return how a piece is printed."""
+        entry = piece.entry
+        item, is_bias = entry.item, piece.part == "bias"
+        shape = next(one for one in stored_shapes(item) if one.is_bias == is_bias)
+        rows, before = shape.rows, ()
+        if isinstance(item, Table):
+            number, _ = self._looked_up(entry, item)
+            rows, before = ((),), () if number == 1 else ((number, "rows a token"),)
+        elif piece.per.kind == "touched":
+            rows = tuple([one[1:] for one in rows])
+        name = stored_name(item, is_bias=is_bias)
+        title = name if piece.numbers is None else f"{name} {self.format.name}"
+        path = ("weights", *entry.path, title)
+        return Stored(path, self.format, rows, shape.columns, self.owner.split(entry), 0, before)
 
 
 # Caches -------------------------------------------------------------------------------------
@@ -275,6 +295,13 @@ def _caches(
 # Activations --------------------------------------------------------------------------------
 
 
+def _has_flows(item: Item) -> bool:
+    """Whether an item reads and writes what flows between items."""
+    if isinstance(item, Scale):
+        return item.vectors is not None
+    return isinstance(item, Linear | Mix | Conv)
+
+
 class _Flows(NamedTuple):
     """What flows between items on an owner: what each of them reads and writes.
 
@@ -286,15 +313,11 @@ class _Flows(NamedTuple):
     bytes: int
     element: tuple[Factor, ...]
 
-    def pieces(self, entry: Entry) -> Iterator[Piece]:
-        """Give what an item reads and writes."""
-        layers = 1 if entry.count is None else entry.count
-        split = self.owner.split(entry)
-        for draft in self._drafts(entry):
-            each, operation = draft.size(split) * self.bytes, entry.operation
-            yield Piece(
-                draft.kind, operation, each, draft.per, layers, entry.uses, entry, self, draft.part
-            )
+    def pieces(self, entry: Entry) -> list[Piece]:
+        """Return what an item reads and writes."""
+        split, width = self.owner.split(entry), self.bytes
+        drafts = self._drafts(entry)
+        return [draft.piece(draft.size(split) * width, entry, self) for draft in drafts]
 
     def words(self, piece: Piece) -> Shape:
         """Return how a piece is printed."""
@@ -304,22 +327,22 @@ class _Flows(NamedTuple):
         split = self.owner.split(entry)
         return Shape(path, draft.before, draft.sides, split, (), self.element)
 
-    def _drafts(self, entry: Entry) -> Iterator[Draft]:
+    def _drafts(self, entry: Entry) -> list[Draft]:
         item, how = entry.item, self.how
         if isinstance(item, Linear):
             flows, count = self._through(entry, item)
-            yield Draft("activations", "", (), (flows,), count)
-        elif isinstance(item, Mix):
-            yield from self._mixed(entry, item)
-        elif isinstance(item, Conv):
+            return [Draft("activations", "", (), (flows,), count)]
+        if isinstance(item, Mix):
+            return list(self._mixed(entry, item))
+        everyone = self.owner.across_replicas(entry)
+        if isinstance(item, Conv):
             flows = (item.channels, item.channels)
-            count = how.new(self.owner.across_replicas(entry))
-            yield Draft("activations", "", (), (flows,), count)
-        elif isinstance(item, Scale) and item.vectors is not None:
+            return [Draft("activations", "", (), (flows,), how.new(everyone))]
+        if isinstance(item, Scale) and item.vectors is not None:
             normed = (*item.vectors, *item.axes)
-            everyone = self.owner.across_replicas(entry)
             count = how.logits(everyone) if entry.after else how.new(everyone)
-            yield Draft("activations", "", (), ((normed, normed),), count)
+            return [Draft("activations", "", (), ((normed, normed),), count)]
+        return []
 
     def _through(self, entry: Entry, item: Linear) -> tuple[tuple[Axes, ...], Count]:
         """Return what flows into and out of a matrix, and the tokens that do."""

@@ -132,10 +132,7 @@ class StoredTensor(Described):
     @property
     def path(self) -> tuple[str, ...]:
         """The group, the label of layers and the name."""
-        item, name = self.item, self.item.name
-        if isinstance(item, Linear | Conv):
-            name += ".bias" if self.is_bias else ".weight"
-        return (*self.entry.path, name)
+        return (*self.entry.path, stored_name(self.item, is_bias=self.is_bias))
 
     @property
     def operation(self) -> tuple[str, ...]:
@@ -232,14 +229,7 @@ class StoredTensor(Described):
         return whole
 
     def _measure(self, split: Split) -> tuple[int, int, int]:
-        if self.active is not None and len(self.rows) == 1:
-            experts, *rest = self.rows[0]
-            return (
-                extent(((experts,),), split),
-                extent((tuple(rest),), split),
-                extent(self.columns, split),
-            )
-        return 1, extent(self.rows, split), extent(self.columns, split)
+        return StoredShape(self.rows, self.columns).extents(split, stacked=bool(self.stacked))
 
 
 #: The rows of a vector: one piece, the empty product.
@@ -299,12 +289,18 @@ class Ledger:
     @cached_property
     def _stored(self) -> tuple[tuple[Entry, StoredTensor], ...]:
         """What each entry stores, as if it stored a weight of its own."""
-        return tuple((entry, tensor) for entry in self.entries for tensor in _stored(entry))
+        return tuple(
+            [
+                (entry, StoredTensor(entry, *shape))
+                for entry in self.entries
+                for shape in stored_shapes(entry.item)
+            ]
+        )
 
     @cached_property
     def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
         """Every weight that a step reads, each use of it apart."""
-        return tuple([pair for pair in self._stored if not _is_buffer(pair[0].item)])
+        return tuple([pair for pair in self._stored if not is_buffer(pair[0].item)])
 
     @cached_property
     def tensors(self) -> tuple[StoredTensor, ...]:
@@ -314,7 +310,7 @@ class Ledger:
     @cached_property
     def buffers(self) -> tuple[StoredTensor, ...]:
         """What is stored beside the weights, and is no parameter."""
-        return tuple(_distinct([pair for pair in self._stored if _is_buffer(pair[0].item)]))
+        return tuple(_distinct([pair for pair in self._stored if is_buffer(pair[0].item)]))
 
     @cached_property
     def cache_reads(self) -> tuple[tuple[Entry, Cache], ...]:
@@ -336,10 +332,6 @@ class Ledger:
             numbers[run.label] = (*numbers.get(run.label, ()), *own)
             start += run.count
         return numbers
-
-
-def _is_buffer(item: Item) -> bool:
-    return isinstance(item, Scale | Table) and item.buffer
 
 
 def _distinct(stored: Iterable[tuple[Entry, StoredTensor]]) -> Iterator[StoredTensor]:
@@ -368,25 +360,54 @@ def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
     return item.storage, tensor.is_bias
 
 
-def _stored(entry: Entry) -> Iterator[StoredTensor]:
-    """Give what an entry stores, as a weight of its own."""
-    item = entry.item
+class StoredShape(NamedTuple):
+    """The `rows` and the `columns` of what an item stores: of its weight, or of its bias."""
+
+    rows: tuple[Axes, ...]
+    columns: tuple[Axes, ...]
+    is_bias: bool = False
+
+    def extents(self, split: Split, *, stacked: bool) -> tuple[int, int, int]:
+        """Return how many matrices a rank holds, and the rows and columns of each.
+
+        Where matrices are `stacked`, the first axis of the rows counts them.
+        """
+        rows, columns = self.rows, extent(self.columns, split)
+        if not stacked:
+            return 1, extent(rows, split), columns
+        held = extent((rows[0][:1],), split)
+        return held, extent(tuple([piece[1:] for piece in rows]), split), columns
+
+
+def stored_shapes(item: Item) -> tuple[StoredShape, ...]:
+    """Return the shapes of what an item stores."""
     if isinstance(item, Linear):
-        several = item.experts or item.blocks
-        rows: tuple[Axes, ...] = item.out
+        several, rows = item.experts or item.blocks, item.out
         if several is not None:
             rows = tuple([(several, *piece) for piece in rows])
-        yield StoredTensor(entry, rows, (item.into,))
-        if item.bias:
-            rows = ONE_ROW if several is None else ((several,),)
-            yield StoredTensor(entry, rows, item.out, is_bias=True)
-    elif isinstance(item, Scale):
-        yield StoredTensor(entry, ONE_ROW, (item.axes,))
-    elif isinstance(item, Table):
-        yield StoredTensor(entry, ((item.rows,),), (item.row,))
-    elif isinstance(item, Conv):
+        weight = StoredShape(rows, (item.into,))
+        if not item.bias:
+            return (weight,)
+        rows = ONE_ROW if several is None else ((several,),)
+        return weight, StoredShape(rows, item.out, True)
+    if isinstance(item, Scale):
+        return (StoredShape(ONE_ROW, (item.axes,)),)
+    if isinstance(item, Table):
+        return (StoredShape(((item.rows,),), (item.row,)),)
+    if isinstance(item, Conv):
         inputs = () if item.into == 1 else (Axis("channels per group", item.into),)
-        kernel = (*inputs, Axis("kernel", item.kernel))
-        yield StoredTensor(entry, (item.channels,), (kernel,))
-        if item.bias:
-            yield StoredTensor(entry, ONE_ROW, (item.channels,), is_bias=True)
+        weight = StoredShape((item.channels,), ((*inputs, Axis("kernel", item.kernel)),))
+        return (weight, StoredShape(ONE_ROW, (item.channels,), True)) if item.bias else (weight,)
+    return ()
+
+
+def is_buffer(item: Item) -> bool:
+    """Whether an item is stored with the parameters, and is none."""
+    return isinstance(item, Scale | Table) and item.buffer
+
+
+def stored_name(item: Item, *, is_bias: bool) -> str:
+    """Return the name of what an item stores."""
+    if isinstance(item, Linear | Conv):
+        return f"{item.name}.bias" if is_bias else f"{item.name}.weight"
+    return item.name
