@@ -2,6 +2,7 @@
 
 * `Piece`: so much per count, in each of so many layers; it belongs to an operation.
 * `Draft`: a piece before anything is multiplied.
+* `Where`: where something stands, and so how much of it a pipeline stage has.
 * `Shape`, `Stored`: how a piece is printed; a `Maker` says it.
 * `Fold`: pieces, with their sums.
 
@@ -17,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 from llmcalc.breakdown import Factor
 from llmcalc.folds.counts import Count, Sums
 from llmcalc.spec.axes import Axes, Split, extent, factors
-from llmcalc.spec.ledger import Entry, StoredTensor
+from llmcalc.spec.ledger import Entry, Place, StoredTensor
 
 if TYPE_CHECKING:
     from llmcalc.folds.workloads import Values, Workload
     from llmcalc.formats import Format
     from llmcalc.layouts import Stage
 
-__all__ = ["Draft", "Fold", "Kind", "Maker", "Operation", "Piece", "Shape", "Stored"]
+__all__ = ["Draft", "Fold", "Kind", "Maker", "Operation", "Piece", "Shape", "Stored", "Where"]
 
 #: What a piece is of. Products have weights or a state of their own; mixing is attention's.
 Kind: TypeAlias = Literal[
@@ -91,6 +92,28 @@ class Stored(NamedTuple):
             yield (*place, name + suffix), (*self.before, *shape, *count, *layers)
 
 
+class Where(NamedTuple):
+    """Where something stands: at `places`, and where `layered` in the layers of the only one.
+
+    `numbers` are the layers that have it, if not all of them. What is not `layered` occurs once, on
+    every stage that has one of the places.
+    """
+
+    places: tuple[Place, ...]
+    layered: bool
+    numbers: tuple[int, ...] | None = None
+
+    def on(self, stage: Stage) -> int:
+        """Return how many of the layers that have it are on a pipeline stage."""
+        if not self.layered:
+            return int(stage.uses(self.places))
+        place = self.places[0]
+        if self.numbers is None:
+            return stage.count(place)
+        own = stage.numbers.get(place[1], ())
+        return len(own) if own == self.numbers else len(set(own).intersection(self.numbers))
+
+
 class Piece(NamedTuple):
     """So much (`each`) per count, in one of `layers`, each used so often, for an `operation`.
 
@@ -119,6 +142,14 @@ class Piece(NamedTuple):
     def path(self) -> tuple[str, ...]:
         """The path of its first term."""
         return self.words.path
+
+    @property
+    def where(self) -> Where:
+        """Where it stands; what has no source occurs once."""
+        source = self.source
+        if source is None:
+            return Where((), False)
+        return Where(source.places, source.layered, self.numbers)
 
     @property
     def entry(self) -> Entry:
@@ -154,14 +185,7 @@ class Piece(NamedTuple):
 
     def on(self, stage: Stage) -> int:
         """Return how many of the layers that have it are on a pipeline stage."""
-        source = self.source
-        if source is None or not source.layered:
-            return int(stage.uses(() if source is None else source.places))
-        place = source.places[0]
-        if self.numbers is None:
-            return stage.count(place)
-        own = stage.numbers.get(place[1], ())
-        return len(own) if own == self.numbers else len(set(own).intersection(self.numbers))
+        return self.where.on(stage)
 
     def terms(self, count: tuple[Factor, ...], layers: Any = None) -> Iterator[Shown]:
         """Give its terms, with the factors of its count, in all its layers or in so many."""
