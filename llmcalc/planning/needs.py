@@ -18,13 +18,13 @@ from llmcalc import hardware
 from llmcalc.boundary import whole_number
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.folds.owners import Owner
-from llmcalc.folds.pieces import Fold
-from llmcalc.folds.storage import CacheFormats, Formats, caches_held, weights_held
+from llmcalc.folds.pieces import Fold, Where
+from llmcalc.folds.storage import CacheFormats, Formats, caches_held, weights_by_place
 from llmcalc.folds.workloads import Values, Workload
 from llmcalc.hardware import DeviceSpec
-from llmcalc.layouts import Layout, Rank, Stage
+from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
 from llmcalc.memory.limits import usable_bytes
-from llmcalc.memory.placed import Stages, placed
+from llmcalc.memory.placed import Stages
 from llmcalc.planning.placements import DoesNotFit, Placement
 from llmcalc.planning.possible import check, split_of
 from llmcalc.spec.model import ModelSpec, check_spec
@@ -94,22 +94,24 @@ class Question:
         self.refusal: str | None = None
         self._schemes: list[Scheme] = []
         self._elements: list[CacheFormats] = []
-        self.choices = [self._choice(own) for own in formats]
         self._cuts: dict[_Key, tuple[Stage, ...]] = {}
-        self._weights: dict[_Key, Fold | None] = {}
-        self._totals: dict[_Key, tuple[int, ...] | None] = {}
-        self._caches: dict[_Key, tuple[Fold, Values]] = {}
-        self._requests: dict[_Key, tuple[int, ...]] = {}
-
-    def _choice(self, formats: Formats) -> Choice:
-        alone = placed(self.spec, formats, 1, None).stages(self.context)
-        return Choice(
-            formats,
-            _number(self._schemes, formats.scheme(self.spec.ledger)),
-            _number(self._elements, formats.caches()),
-            alone.weights[0],
-            alone.requests[0],
-        )
+        self._splits: dict[_Key, list[dict[Where, int] | None]] = {}
+        self._weights: dict[_Key, list[tuple[int, ...] | None]] = {}
+        self._caches: dict[_Key, list[tuple[Fold, Values]]] = {}
+        self._requests: dict[_Key, list[tuple[int, ...]]] = {}
+        numbered = [
+            (
+                own,
+                _number(self._schemes, own.scheme(spec.ledger)),
+                _number(self._elements, own.caches()),
+            )
+            for own in formats
+        ]
+        weights, requests = self._weights_on(ONE_DEVICE), self._requests_on(ONE_DEVICE)
+        self.choices = [
+            Choice(own, scheme, elements, sum(weights[scheme] or ()), sum(requests[elements]))
+            for own, scheme, elements in numbered
+        ]
 
     def allowed(self, layouts: Iterable[Layout]) -> Iterator[Layout]:
         """Give those of some layouts that the model allows."""
@@ -129,13 +131,13 @@ class Question:
         """
         found, batch = [], self.batch
         for layout in layouts:
+            weights, requests = self._weights_on(layout), self._requests_on(layout)
             for choice in self.choices:
-                weights = self._weights_on(layout, choice.weights)
-                if weights is not None:
-                    requests = self._requests_on(layout, choice.caches)
+                held = weights[choice.weights]
+                if held is not None:
                     # Stages that hold the same are as tight.
-                    held = dict.fromkeys(zip(weights, requests, strict=True))
-                    stages = Stages(*zip(*held, strict=True), layout.data_parallel)
+                    pairs = dict.fromkeys(zip(held, requests[choice.caches], strict=True))
+                    stages = Stages(*_columns(pairs), layout.data_parallel)
                     found.append(Option(layout, choice, stages, max(stages.needed(batch))))
         return found
 
@@ -169,44 +171,60 @@ class Question:
             found = self._cuts[key] = layout.stages(self.spec)
         return found
 
-    def _weights_on(self, layout: Layout, number: int) -> tuple[int, ...] | None:
-        """Return the weights on the first rank of each stage; `None` if that is refused."""
-        split = split_of(layout), number
+    def _weights_on(self, layout: Layout) -> list[tuple[int, ...] | None]:
+        """Return the weights on each stage in each of the formats; `None` if that is refused."""
+        split = split_of(layout)
         key = *split, layout.pipeline_parallel, layout.stage_layers
-        if key not in self._totals:
-            if split not in self._weights:
-                self._weights[split] = self._fold(layout, self._schemes[number])
-            fold = self._weights[split]
-            self._totals[key] = fold and tuple(
-                [sum([size for _, size in fold.sum_on(stage)]) for stage in self._cut(layout)]
-            )
-        return self._totals[key]
+        found = self._weights.get(key)
+        if found is None:
+            if split not in self._splits:
+                self._splits[split] = [self._by_place(layout, one) for one in self._schemes]
+            cut = self._cut(layout)
+            found = self._weights[key] = [
+                None if held is None else tuple([_on(stage, held) for stage in cut])
+                for held in self._splits[split]
+            ]
+        return found
 
-    def _fold(self, layout: Layout, scheme: Scheme) -> Fold | None:
+    def _by_place(self, layout: Layout, scheme: Scheme) -> dict[Where, int] | None:
+        """Return the weights in one layer of each place; `None` if that is refused."""
         try:
-            return weights_held(self.spec.ledger, self._owner(layout), scheme)
+            return weights_by_place(self.spec.ledger, self._owner(layout), scheme)
         except InvalidValueError as refused:
             self.refusal = str(refused)
             return None
 
-    def _requests_on(self, layout: Layout, number: int) -> tuple[int, ...]:
-        """Return what one request holds on the first rank of each stage."""
-        split = layout.tensor_parallel, layout.decode_context_parallel, layout.engine, number
+    def _requests_on(self, layout: Layout) -> list[tuple[int, ...]]:
+        """Return what one request holds on each stage in each of the formats."""
+        split = layout.tensor_parallel, layout.decode_context_parallel, layout.engine
         key = *split, layout.pipeline_parallel, layout.stage_layers
-        if key not in self._requests:
+        found = self._requests.get(key)
+        if found is None:
             if split not in self._caches:
-                elements = self._elements[number]
-                held = caches_held(self.spec.ledger, self._owner(layout), elements)
-                self._caches[split] = held, held.values(Workload.holding(1, self.context))
-            fold, values = self._caches[split]
-            self._requests[key] = tuple(
-                [values.total(fold.sum_on(stage)) for stage in self._cut(layout)]
-            )
-        return self._requests[key]
+                owner, one = self._owner(layout), Workload.holding(1, self.context)
+                folds = [caches_held(self.spec.ledger, owner, own) for own in self._elements]
+                self._caches[split] = [(fold, fold.values(one)) for fold in folds]
+            cut = self._cut(layout)
+            found = self._requests[key] = [
+                tuple([values.total(fold.sum_on(stage)) for stage in cut])
+                for fold, values in self._caches[split]
+            ]
+        return found
 
     def _owner(self, layout: Layout) -> Owner:
         """Return the first ranks of all stages."""
         return Owner(Rank(layout, self._cut(layout)[0], 0, 0), pipeline=True)
+
+
+def _on(stage: Stage, held: dict[Where, int]) -> int:
+    """Return what a stage has of what stands in layers and beside them."""
+    return sum([where.on(stage) * each for where, each in held.items()])
+
+
+def _columns(pairs: Iterable[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the first of each pair, and the second."""
+    first, second = zip(*pairs, strict=True)
+    return first, second
 
 
 def _number(known: list[T], one: T) -> int:

@@ -136,6 +136,10 @@ RESULTS: Final[dict[str, Callable[[], object]]] = {
     "placement": lambda: planning.fewest_devices(
         llama(), device=H100, context=4096, batch=8, **WIDE
     ),
+    "plan": lambda: planning.plan(
+        llama(), devices=[H100, "L4"], context=4096, batch=8, weights=["bf16", "Q4_K_M"]
+    ),
+    "plan of nothing": lambda: planning.plan(llama(), devices="L4", counts=1, context=10**6),
     # Steps.
     "FLOPs": lambda: roofline.flops(llama(), batch=1, new=1, past=1023),
     "FLOPs of many": lambda: roofline.flops(llama(), batch=BATCHES, new=1, past=1023),

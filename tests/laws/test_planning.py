@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -10,8 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcalc import DeviceSpec, GiB, Layout, LlmcalcError, hardware, load_model, memory, planning
-from llmcalc.planning import DoesNotFit, Placement
+from llmcalc import (
+    DeviceSpec,
+    GiB,
+    Layout,
+    LlmcalcError,
+    engines,
+    formats,
+    hardware,
+    load_model,
+    memory,
+    planning,
+)
+from llmcalc.folds.owners import Owner
+from llmcalc.folds.storage import weights_by_place, weights_held
+from llmcalc.planning import DoesNotFit, Placement, Plan
 from tests.laws.test_layouts import MODELS, model
 
 WORKLOADS = st.fixed_dictionaries({"context": st.integers(0, 20_000), "batch": st.integers(0, 64)})
@@ -246,7 +262,10 @@ def test_a_plan_is_a_table() -> None:
     assert len(lines) == 6
     assert lines[-1] == f"{len(table) - 2} more"
     assert table[:2] == [table[0], table[1]]
-    assert repr(table).startswith(f"<Plan of {len(table)} placements, best: 1 x L4")
+    first = "\n  1 x L4, one device, weights bf16, kv bf16; fits, largest batch "
+    assert repr(table).startswith(f"<Plan of {len(table)} placements, best first:{first}")
+    assert repr(table).endswith(f"\n  {len(table) - 3} more>")
+    assert len(repr(table).splitlines()) == 5
     assert table._repr_markdown_() == table.to_markdown()
     assert list(table) == table[:]
 
@@ -260,6 +279,9 @@ def test_a_plan_that_does_not_fit_says_what_is_short() -> None:
     assert "2 x L4" in table.best.reason
     assert "short by" in table.best.reason
     assert table.best.reason in table.to_markdown()
+    assert repr(table) == f"<Plan without placements: {table.best.reason}>"
+    assert repr(table.best) == f"<DoesNotFit: {table.best.reason}>"
+    assert table.columns() == {name: [] for name in planning.COLUMNS}
     refused = planning.plan(
         spec, context=1, layouts=[Layout(tensor_parallel=3)], devices="L4", weights="fp8"
     )
@@ -311,6 +333,12 @@ def test_given_layouts_are_planned_for_alone() -> None:
         ({"order": "price"}, "order = 'price'"),
         ({"batch": 1.5}, "batch"),
         ({"engine": "vlm"}, "vlm"),
+        ({"engine": "tgi"}, "tgi"),
+        ({"layouts": Layout(), "engine": "vlm"}, "vlm"),
+        ({"layouts": Layout(), "engine": "vllm"}, "engine = 'vllm': must be that of each"),
+        ({"layouts": []}, "layouts"),
+        ({"counts": []}, "counts"),
+        ({"weights": []}, "weights"),
     ],
 )
 def test_arguments_are_checked_by_name(arguments: dict[str, Any], message: str) -> None:
@@ -322,5 +350,217 @@ def test_arguments_are_checked_by_name(arguments: dict[str, Any], message: str) 
 def test_a_placement_is_a_value() -> None:
     row = planning.plan(model("gpt2"), context=1, devices="L4", counts=[1])[0]
     assert attrs.evolve(row, batch=2) != row
-    assert repr(row).endswith("gpt2: 1 x L4, one device, weights bf16, kv bf16>")
+    most = f"fits, largest batch {row.fit.max_batch_size}"
+    assert repr(row).endswith(f"gpt2: 1 x L4, one device, weights bf16, kv bf16; {most}>")
     assert row.short_bytes == 0
+    short = attrs.evolve(row, usable_bytes=row.needed_bytes - 1)
+    assert not short
+    assert repr(short).endswith("; does not fit: short by 1 B>")
+    free = attrs.evolve(row, max_batch_size=None)
+    assert repr(free).endswith("; fits, memory limits no batch>")
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),  # noqa: S301  # our own bytes
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@given(st.sampled_from(MODELS), WORKLOADS, MEMORY)
+def test_a_copy_of_a_plan_equals_it_and_answers_as_it_does(
+    how: str, name: str, workload: dict[str, Any], size: int
+) -> None:
+    made = planning.plan(
+        model(name), devices=device("own", size), counts=(1, 2), weights=["bf16", "fp8"], **workload
+    )
+    again = COPIES[how](made)
+    assert type(again) is Plan
+    assert again == made
+    assert hash(again) == hash(made)
+    assert repr(again) == repr(made)
+    assert again.table() == made.table()
+    assert again[:] == made[:]
+    assert again.best == made.best
+    assert again.shortfall == made.shortfall
+
+
+def test_plans_that_differ_are_not_equal() -> None:
+    spec, common = model("gpt2"), {"context": 8, "devices": "L4", "counts": [1, 2]}
+    one = planning.plan(spec, **common)  # type: ignore[arg-type]
+    assert one != planning.plan(spec, **common, batch=2)  # type: ignore[arg-type]
+    assert one != planning.plan(spec, **common, order="batch")  # type: ignore[arg-type]
+    assert one != one[:]
+
+
+def ranks(table: Plan, order: str) -> list[tuple[Any, ...]]:
+    """What the rows of a plan are ranked by; rows that are equal in it are tied."""
+    found = []
+    for row in table:
+        assert row.device is not None
+        layout, bought = row.layout, row.devices * row.device.memory_bytes
+        wide = (
+            -memory.weight_bytes(row.spec, weights=row.weights).total,
+            -memory.kv_cache_bytes(row.spec, context=row.context, kv=row.kv).total,
+        )
+        most = float("-inf") if row.max_batch_size is None else -row.max_batch_size
+        first = {
+            "devices": (row.devices, *wide, bought),
+            "memory": (bought, *wide, row.devices),
+            "batch": (most, *wide, bought),
+        }[order]
+        ways = sum(
+            degree > 1
+            for degree in (
+                layout.tensor_parallel,
+                layout.pipeline_parallel,
+                layout.data_parallel,
+                layout.decode_context_parallel,
+            )
+        )
+        ways += layout.expert_parallel + layout.data_parallel_attention
+        found.append((*first, ways, -row.left_bytes))
+    return found
+
+
+@given(
+    st.sampled_from(MODELS),
+    WORKLOADS,
+    st.sampled_from(["devices", "memory", "batch"]),
+    st.permutations([("small", 2**34), ("large", 2**36), ("huge", 2**38)]),
+    st.permutations(["bf16", "fp8", "int8", "int4"]),
+    st.permutations(["bf16", "fp8"]),
+    st.permutations([1, 2, 3]),
+)
+def test_the_order_of_the_choices_decides_nothing_but_ties(
+    name: str,
+    workload: dict[str, Any],
+    order: Any,
+    sizes: list[tuple[str, int]],
+    weights: list[str],
+    kv: list[str],
+    counts: list[int],
+) -> None:
+    def ask(
+        sizes: list[tuple[str, int]], weights: list[str], kv: list[str], counts: list[int]
+    ) -> Plan:
+        devices = [device(*one) for one in sizes]
+        choices: dict[str, Any] = {"devices": devices, "weights": weights, "kv": kv}
+        return planning.plan(model(name), counts=counts, order=order, **choices, **workload)
+
+    one = ask(sizes, weights, kv, counts)
+    other = ask(sorted(sizes), sorted(weights), sorted(kv), sorted(counts))
+    assert set(map(str, one)) == set(map(str, other))
+    assert {str(row): row for row in one} == {str(row): row for row in other}
+    assert ranks(one, order) == ranks(other, order) == sorted(ranks(one, order))
+    assert (one.shortfall is None) == (other.shortfall is None)
+    if isinstance(one.best, DoesNotFit) and isinstance(other.best, DoesNotFit):
+        assert one.best.short_bytes == other.best.short_bytes
+
+
+@given(st.sampled_from(MODELS), WORKLOADS, st.permutations(every_layout(2) + every_layout(3)))
+def test_the_order_of_given_layouts_decides_nothing_but_ties(
+    name: str, workload: dict[str, Any], layouts: list[Layout]
+) -> None:
+    common: dict[str, Any] = {"devices": device("own", 2**36), **workload}
+    one = planning.plan(model(name), layouts=layouts, **common)
+    other = planning.plan(model(name), layouts=every_layout(2) + every_layout(3), **common)
+    assert {str(row): row for row in one} == {str(row): row for row in other}
+    assert ranks(one, "devices") == ranks(other, "devices")
+
+
+ASKED: dict[str, Callable[[Any], object]] = {
+    "possible_layouts": lambda spec: planning.possible_layouts(spec, 2),
+    "plan": lambda spec: planning.plan(spec, context=1, devices="L4"),
+    "fewest_devices": lambda spec: planning.fewest_devices(
+        spec, device="L4", context=1, weights="bf16", kv="bf16"
+    ),
+    "smallest_tensor_parallel": lambda spec: planning.smallest_tensor_parallel(
+        spec, device="L4", context=1, weights="bf16", kv="bf16"
+    ),
+    "widest_format": lambda spec: planning.widest_format(spec, device="L4", context=1, kv="bf16"),
+}
+
+
+@pytest.mark.parametrize("question", ASKED)
+@pytest.mark.parametrize("spec", ["llama-3-8b", None, 8, {"model_type": "llama"}])
+def test_what_is_no_model_is_refused_with_what_returns_one(question: str, spec: object) -> None:
+    with pytest.raises(LlmcalcError, match=r"^spec = .*llmcalc\.load_model"):
+        ASKED[question](spec)
+
+
+@pytest.mark.parametrize("engine", ["VLLM", "vLLM", engines.get("vllm")])
+def test_an_engine_is_named_in_any_case_or_given_itself(engine: Any) -> None:
+    spec = model("Qwen3-235B-A22B")
+    common: dict[str, Any] = {"context": 1024, "kv": "bf16", "weights": "bf16"}
+    named = planning.possible_layouts(spec, 8, engine="vllm")
+    own = planning.possible_layouts(spec, 8, engine=engine)
+    assert list(map(str, own)) == list(map(str, named))
+    assert len(named) < len(planning.possible_layouts(spec, 8))
+    for search in (planning.fewest_devices, planning.smallest_tensor_parallel):
+        one = search(spec, device=2**38, engine=engine, **common)
+        other = search(spec, device=2**38, engine="vllm", **common)
+        assert one
+        assert str(one) == str(other)
+        assert one.fits == other.fits
+    rows = planning.plan(spec, devices="H200-SXM-141GB", counts=8, engine=engine, **common)
+    again = planning.plan(spec, devices="H200-SXM-141GB", counts=8, engine="vllm", **common)
+    assert rows.table() == again.table()
+
+
+def test_formats_of_one_name_are_told_apart() -> None:
+    spec = model("Llama-3.1-8B")
+    bf16 = formats.get("bf16")
+    rules = [formats.Rule(format=formats.get(name)) for name in ("int8", "int4")]
+    own = [formats.Coverage(name="own", wide=bf16, rules=(rule,)) for rule in rules]
+    rows = planning.plan(spec, context=1, devices="H100-SXM-80GB", counts=1, weights=own)
+    assert [row.weights for row in rows] == own
+    for row in rows:
+        assert row.needed_bytes == row.fit.needed_bytes
+    assert rows[0].needed_bytes > rows[1].needed_bytes
+
+
+@pytest.mark.parametrize("weights", ["Q4_K_M", "MXFP4_MOE", "fp8-block128", "nf4"])
+@pytest.mark.parametrize("engine", [None, "vllm"])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_layouts_have_in_common_is_what_each_has_alone(
+    name: str, engine: str | None, weights: str
+) -> None:
+    spec = model(name)
+    table = planning.plan(
+        spec,
+        context=1000,
+        batch=5,
+        devices=device("own", 2**42),
+        counts=[1, 2, 6],
+        weights=weights,
+        state={"state": "fp32", "conv": "bf16"},
+        engine=engine,
+    )
+    for row in table:
+        assert row.state == {"state": "fp32", "conv": "bf16"}
+        assert row.needed_bytes == row.fit.needed_bytes
+        assert row.max_batch_size == row.fit.max_batch_size
+
+
+@pytest.mark.parametrize("weights", ["bf16", "Q4_K_M", "MXFP4_MOE"])
+@pytest.mark.parametrize("name", MODELS)
+def test_sums_by_place_are_those_of_the_pieces(name: str, weights: str) -> None:
+    spec = model(name)
+    scheme = formats.scheme(weights, spec)
+    for layout in planning.possible_layouts(spec, 6):
+        for rank in layout.first_ranks(spec):
+            owner = Owner(rank, pipeline=True)
+            held = weights_by_place(spec.ledger, owner, scheme)
+            fold = weights_held(spec.ledger, owner, scheme)
+            total = sum(size for _, size in fold.sum_on(rank.stage))
+            assert sum(where.on(rank.stage) * each for where, each in held.items()) == total
+            assert all(piece.where.on(rank.stage) == piece.on(rank.stage) for piece in fold.pieces)
+
+
+def test_one_count_and_one_layout_need_no_list() -> None:
+    spec, common = model("gpt2"), {"context": 8, "devices": "L4"}
+    two = Layout(pipeline_parallel=2)
+    assert planning.plan(spec, counts=2, **common) == planning.plan(spec, counts=[2], **common)  # type: ignore[arg-type]
+    assert [row.layout for row in planning.plan(spec, layouts=two, **common)] == [two]  # type: ignore[arg-type]
