@@ -154,7 +154,9 @@ def _held(value: Any) -> Any:
 
 def count(value: object, field: str) -> int | IntArray:
     """Return a workload argument, an integer or an array of integers of at least 0, checked."""
-    return integer_array(value, field) if is_array(value) else whole_number(value, field)
+    if type(value) is not int and is_array(value):
+        return integer_array(value, field)
+    return whole_number(value, field)
 
 
 def flag_argument(value: object, field: str) -> bool:

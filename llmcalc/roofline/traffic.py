@@ -12,7 +12,7 @@ product, convolution, norm and attention reads and writes, with nothing fused bu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.folds.breakdowns import largest
@@ -297,9 +297,11 @@ def _caches(
 
 def _has_flows(item: Item) -> bool:
     """Whether an item reads and writes what flows between items."""
-    if isinstance(item, Scale):
-        return item.vectors is not None
-    return isinstance(item, Linear | Mix | Conv)
+    return type(item) in _FLOWING or (isinstance(item, Scale) and item.vectors is not None)
+
+
+#: The items through which something flows, besides norms.
+_FLOWING: Final = frozenset({Linear, Mix, Conv})
 
 
 class _Flows(NamedTuple):
