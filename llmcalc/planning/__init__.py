@@ -4,7 +4,8 @@ r"""Planning: which devices, how many, in which layout and which formats.
 * `fewest_devices`: the fewest devices of one kind that do.
 * `smallest_tensor_parallel`: the smallest degree of tensor parallelism that does.
 * `widest_format`: the widest of some formats of the weights that does.
-* `Placement`: one way to serve a workload; `DoesNotFit`: what is short, and by how much.
+* `Placement`: one way to serve a workload; `DoesNotFit`: what is short, and by how much; an
+  `Answer` is either of them.
 * `possible_layouts`: the layouts that a number of devices allows for a model.
 
 What is tried where nothing else is said: `COUNTS` of devices, and the formats `WIDTHS`. What a plan
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 from llmcalc.lazy import exports
 
 if TYPE_CHECKING:
-    from llmcalc.planning.placements import DoesNotFit, Placement
+    from llmcalc.planning.placements import Answer, DoesNotFit, Placement
     from llmcalc.planning.plans import COLUMNS, COUNTS, Order, Plan, plan
     from llmcalc.planning.possible import possible_layouts
     from llmcalc.planning.searches import (
@@ -41,6 +42,7 @@ __all__ = [
     "COLUMNS",
     "COUNTS",
     "WIDTHS",
+    "Answer",
     "DoesNotFit",
     "Order",
     "Placement",
@@ -55,7 +57,7 @@ __all__ = [
 __getattr__, __dir__ = exports(
     __name__,
     {
-        "placements": ("DoesNotFit", "Placement"),
+        "placements": ("Answer", "DoesNotFit", "Placement"),
         "plans": ("COLUMNS", "COUNTS", "Order", "Plan", "plan"),
         "possible": ("possible_layouts",),
         "searches": ("WIDTHS", "fewest_devices", "smallest_tensor_parallel", "widest_format"),

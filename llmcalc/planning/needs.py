@@ -1,6 +1,7 @@
 """What layouts need for a workload in each of several formats: the rooms beside this one ask it.
 
-* `Question`: a workload, the formats to try, and what layouts need for it.
+* `Demand`: a model, and the requests that are to be served.
+* `Question`: a demand, the formats to try, and what layouts need for it.
 * `Choice`: formats to try, and how wide they are.
 * `Option`: a layout with formats, and what each of its stages holds.
 * `Offer`: a device and what of its memory is usable; `offer` makes one of arguments.
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Int
     from llmcalc.formats import Scheme
 
-__all__ = ["Choice", "Offer", "Option", "Question", "offer"]
+__all__ = ["Choice", "Demand", "Offer", "Option", "Question", "offer"]
 
 T = TypeVar("T")
 
@@ -78,8 +79,30 @@ def offer(device: str | DeviceSpec | Int, share: float, reserved: Int) -> Offer:
     return Offer(found, usable_bytes(size, share=share, reserved_bytes=reserved))
 
 
+class Demand(NamedTuple):
+    """A model, and `batch` requests of `context` tokens that are to be served."""
+
+    spec: ModelSpec
+    context: int
+    batch: int
+
+    def placement(self, option: Option, one: Offer) -> Placement:
+        """Return an option on a device."""
+        return Placement(
+            spec=self.spec,
+            device=one.device,
+            layout=option.layout,
+            formats=option.choice.formats,
+            context=self.context,
+            batch=self.batch,
+            usable_bytes=one.usable,
+            needed_bytes=option.needed,
+            max_batch_size=option.stages.most_requests(one.usable),
+        )
+
+
 class Question:
-    """A workload and the formats to try: what layouts need for it, with nothing found twice.
+    """A demand and the formats to try: what layouts need for it, with nothing found twice.
 
     `refusal` says why a layout was passed over, by itself or in a format: the last one that was.
     """
@@ -89,8 +112,8 @@ class Question:
     ) -> None:
         check_spec(spec)
         self.spec = spec
-        self.context = whole_number(context, "context")
-        self.batch = whole_number(batch, "batch")
+        numbers = whole_number(context, "context"), whole_number(batch, "batch")
+        self.demand = Demand(spec, *numbers)
         self.refusal: str | None = None
         self._schemes: list[Scheme] = []
         self._elements: list[CacheFormats] = []
@@ -129,7 +152,7 @@ class Question:
 
         The model allows all of the layouts.
         """
-        found, batch = [], self.batch
+        found, batch = [], self.demand.batch
         for layout in layouts:
             weights, requests = self._weights_on(layout), self._requests_on(layout)
             for choice in self.choices:
@@ -141,27 +164,13 @@ class Question:
                     found.append(Option(layout, choice, stages, max(stages.needed(batch))))
         return found
 
-    def placement(self, option: Option, offer: Offer) -> Placement:
-        """Return an option on a device."""
-        return Placement(
-            spec=self.spec,
-            device=offer.device,
-            layout=option.layout,
-            formats=option.choice.formats,
-            context=self.context,
-            batch=self.batch,
-            usable_bytes=offer.usable,
-            needed_bytes=option.needed,
-            max_batch_size=option.stages.most_requests(offer.usable),
-        )
-
     def shortfall(self, options: Sequence[Option], offers: Sequence[Offer]) -> DoesNotFit:
         """Return the option that is short of least, on the device that has most."""
         if not options:
             return DoesNotFit(closest=None, refusal=self.refusal)
         most = max(offers, key=lambda one: one.usable)
         least = min(options, key=lambda one: one.needed)
-        return DoesNotFit(closest=self.placement(least, most))
+        return DoesNotFit(closest=self.demand.placement(least, most))
 
     def _cut(self, layout: Layout) -> tuple[Stage, ...]:
         """Return the stages of a layout."""
@@ -201,7 +210,7 @@ class Question:
         found = self._requests.get(key)
         if found is None:
             if split not in self._caches:
-                owner, one = self._owner(layout), Workload.holding(1, self.context)
+                owner, one = self._owner(layout), Workload.holding(1, self.demand.context)
                 folds = [caches_held(self.spec.ledger, owner, own) for own in self._elements]
                 self._caches[split] = [(fold, fold.values(one)) for fold in folds]
             cut = self._cut(layout)

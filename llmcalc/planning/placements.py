@@ -2,11 +2,12 @@
 
 * `Placement`: devices, layout and formats, with what they need of each device.
 * `DoesNotFit`: what is short, and by how much.
+* `Answer`: either of them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from llmcalc.hardware import DeviceSpec
     from llmcalc.spec.model import ModelSpec
 
-__all__ = ["DoesNotFit", "Placement"]
+__all__ = ["Answer", "DoesNotFit", "Placement"]
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -176,3 +177,7 @@ class DoesNotFit(Described):
 
     def __repr__(self) -> str:
         return f"<DoesNotFit: {self.reason}>"
+
+
+#: What a search answers: a placement, or what is short. Only the first is true.
+Answer: TypeAlias = Placement | DoesNotFit

@@ -23,8 +23,8 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.folds.storage import Formats
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
-from llmcalc.planning.needs import Option, Question, offer
-from llmcalc.planning.placements import DoesNotFit, Placement
+from llmcalc.planning.needs import Demand, Offer, Option, Question, offer
+from llmcalc.planning.placements import Answer, DoesNotFit, Placement
 from llmcalc.planning.possible import layouts_on
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.tables import Table, column, labels
@@ -79,8 +79,16 @@ class Plan(Described, Sequence[Placement]):
       2 more>
     """
 
-    placements: tuple[Placement, ...]
+    _demand: Demand
+    _rows: tuple[tuple[Option, Offer], ...]
     shortfall: DoesNotFit | None = None
+
+    def _values(self) -> tuple[object, ...]:
+        rows = [(row.layout, row.choice.formats, row.needed, one) for row, one in self._rows]
+        return self._demand, rows, self.shortfall
+
+    def __hash__(self) -> int:
+        return hash((self._demand, len(self), self.shortfall))
 
     @overload
     def __getitem__(self, index: int) -> Placement: ...
@@ -88,17 +96,17 @@ class Plan(Described, Sequence[Placement]):
     def __getitem__(self, index: slice) -> list[Placement]: ...
     def __getitem__(self, index: int | slice) -> Placement | list[Placement]:
         if isinstance(index, slice):
-            return list(self.placements[index])
-        return self.placements[index]
+            return [self._demand.placement(*row) for row in self._rows[index]]
+        return self._demand.placement(*self._rows[index])
 
     def __len__(self) -> int:
-        return len(self.placements)
+        return len(self._rows)
 
     @property
-    def best(self) -> Placement | DoesNotFit:
+    def best(self) -> Answer:
         """The first placement, or what is short."""
-        if self.placements:
-            return self.placements[0]
+        if self._rows:
+            return self[0]
         return DoesNotFit(closest=None) if self.shortfall is None else self.shortfall
 
     def columns(self) -> dict[str, list[str | int | None]]:
@@ -224,11 +232,11 @@ def plan(
         for place, one in enumerate(offers):
             left = one.usable - option.needed
             if left >= 0:
-                row = question.placement(option, one)
-                rank = _rank(order, option, found[place], row)
-                rows.append(((*rank, ways, -left, number, place), row))
+                rank = _rank(order, option, one, found[place].memory_bytes)
+                rows.append(((*rank, ways, -left, number, place), (option, one)))
     rows.sort(key=itemgetter(0))
     return Plan(
+        question.demand,
         tuple([row for _, row in rows]),
         None if rows else question.shortfall(options, offers),
     )
@@ -252,16 +260,16 @@ def _given(layouts: tuple[Layout, ...], engine: str | Engine | None) -> tuple[La
     return layouts
 
 
-def _rank(order: Order, option: Option, device: DeviceSpec, row: Placement) -> tuple[float, ...]:
-    """Return what a placement is ranked by: the less the better."""
-    devices = row.devices
-    bought = device.memory_bytes * devices
-    wide = -option.choice.weight_bytes, -option.choice.request_bytes
+def _rank(order: Order, option: Option, one: Offer, memory: int) -> tuple[float, ...]:
+    """Return what an option on devices of so much memory is ranked by: the less the better."""
+    devices, choice = option.layout.devices, option.choice
+    bought = memory * devices
+    wide = -choice.weight_bytes, -choice.request_bytes
     if order == "devices":
         return (devices, *wide, bought)
     if order == "memory":
         return (bought, *wide, devices)
-    most = row.max_batch_size
+    most = option.stages.most_requests(one.usable)
     return (float("-inf") if most is None else -most, *wide, bought)
 
 

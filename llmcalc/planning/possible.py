@@ -1,6 +1,9 @@
 """Possible layouts: those that nothing refuses for a model, on a number of devices.
 
 * `possible_layouts`: every layout of a model on so many devices.
+
+For the rooms beside this one:
+
 * `layouts_on`: the same for arguments that are checked; what it finds is kept with the model.
 * `check`: refuses a layout that a model does not allow.
 * `split_of`: what of a layout says how weights are split.
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from llmcalc.engines.engine import Engine
     from llmcalc.spec.ledger import Ledger
 
-__all__ = ["check", "layouts_on", "possible_layouts", "split_of"]
+__all__ = ["possible_layouts"]
 
 #: What of a layout says how weights are split.
 Split: TypeAlias = "tuple[int, int, bool, bool, str | Engine | None]"

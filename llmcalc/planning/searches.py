@@ -15,7 +15,7 @@ from llmcalc.folds.storage import Formats
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout, chosen
 from llmcalc.planning.needs import Option, Question, offer
-from llmcalc.planning.placements import DoesNotFit, Placement
+from llmcalc.planning.placements import Answer
 from llmcalc.planning.possible import layouts_on
 from llmcalc.spec.model import ModelSpec
 
@@ -45,7 +45,7 @@ def fewest_devices(
     reserved_bytes: Int = 0,
     engine: str | Engine | None = None,
     max_devices: Int = 64,
-) -> Placement | DoesNotFit:
+) -> Answer:
     """Return the fewest devices that hold the workload, in the layout that leaves most.
 
     `batch` requests of `context` tokens are those of all devices together. `device` is a name, a
@@ -73,7 +73,7 @@ def fewest_devices(
         options = question.options(layouts_on(spec, count, engine))
         fitting = [option for option in options if option.needed <= one.usable]
         if fitting:
-            return question.placement(min(fitting, key=lambda option: option.needed), one)
+            return question.demand.placement(min(fitting, key=lambda option: option.needed), one)
         tried += options
     return question.shortfall(tried, [one])
 
@@ -92,7 +92,7 @@ def smallest_tensor_parallel(
     reserved_bytes: Int = 0,
     engine: str | Engine | None = None,
     max_devices: Int = 64,
-) -> Placement | DoesNotFit:
+) -> Answer:
     """Return the smallest degree of tensor parallelism that holds the workload.
 
     The arguments are those of `fewest_devices`, and so is what it raises; degrees that the model
@@ -114,7 +114,7 @@ def smallest_tensor_parallel(
     for layout in question.allowed(degrees):
         for option in question.options([layout]):
             if option.needed <= one.usable:
-                return question.placement(option, one)
+                return question.demand.placement(option, one)
             tried.append(option)
     return question.shortfall(tried, [one])
 
@@ -132,7 +132,7 @@ def widest_format(
     share: float = 1.0,
     reserved_bytes: Int = 0,
     layout: Layout | None = None,
-) -> Placement | DoesNotFit:
+) -> Answer:
     """Return the widest of several formats of the weights in which the workload fits a layout.
 
     The widest is the one in which the whole model takes most bytes; of those that take as many it
@@ -157,4 +157,4 @@ def widest_format(
     if not fitting:
         return question.shortfall(options, [one])
     best = max(fitting, key=lambda option: option.choice.weight_bytes)
-    return question.placement(best, one)
+    return question.demand.placement(best, one)
