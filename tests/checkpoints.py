@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llmcalc import ModelSpec, memory
 from llmcalc.spec import Linear
-from llmcalc.spec.ledger import Ledger
+from llmcalc.spec.model import Ledger
 
 
 def with_all_modules(spec: ModelSpec, *, copies: bool) -> int:

@@ -45,7 +45,7 @@ class Conventions(NamedTuple):
 
     def tokens(self, item: Linear, all_replicas: bool = False) -> Count:
         """Return the tokens that pass through a matrix."""
-        if item.tokens == "cached" or (item.tokens == "latent" and not self.absorbed):
+        if item.tokens in {"cached", "latent"} and not self.absorbed:
             span = transformers.at_hand(item.span) if self.transformers else item.span
             return Count("present", "tokens", span, all_replicas)
         return self.logits(all_replicas) if item.tokens == "logits" else self.new(all_replicas)

@@ -28,7 +28,8 @@ from llmcalc.folds.pieces import Fold, Piece, Shape, Stored, Where
 from llmcalc.spec.axes import WHOLE, Axes, Split, extent
 from llmcalc.spec.items import Cache
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Entry, Ledger, StoredTensor
+from llmcalc.spec.ledger import Entry, StoredTensor
+from llmcalc.spec.model import Ledger
 from llmcalc.spec.spans import Span
 
 if TYPE_CHECKING:

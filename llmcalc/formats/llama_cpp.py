@@ -28,7 +28,8 @@ from llmcalc.formats.coverage import Scheme, counted
 from llmcalc.formats.modules import ROUTERS
 from llmcalc.spec.axes import extent
 from llmcalc.spec.items import Linear, Mix, Table
-from llmcalc.spec.ledger import Ledger, StoredTensor
+from llmcalc.spec.ledger import StoredTensor
+from llmcalc.spec.model import Ledger
 
 __all__ = ["MIXES", "mix"]
 

@@ -13,8 +13,7 @@ from llmcalc.formats.blocks import PLAIN, Format, find, get, names
 from llmcalc.formats.coverage import EXPERTS, Coverage, Rule, Scheme, Uniform
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Ledger
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 
 __all__ = ["name_of", "scheme", "scheme_names"]
 

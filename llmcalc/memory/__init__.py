@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         needed_bytes,
         usable_bytes,
     )
-    from llmcalc.memory.parameters import (
+    from llmcalc.memory.counting import (
         active_parameters,
         buffers,
         layer_parameters,
@@ -80,6 +80,13 @@ __getattr__, __dir__ = exports(
     __name__,
     {
         "caches": ("kv_cache_bytes",),
+        "counting": (
+            "active_parameters",
+            "buffers",
+            "layer_parameters",
+            "multi_token_parameters",
+            "parameters",
+        ),
         "fitting": ("Fit", "fit"),
         "formulas": ("gqa_kv_bytes",),
         "limits": (
@@ -88,13 +95,6 @@ __getattr__, __dir__ = exports(
             "max_context",
             "needed_bytes",
             "usable_bytes",
-        ),
-        "parameters": (
-            "active_parameters",
-            "buffers",
-            "layer_parameters",
-            "multi_token_parameters",
-            "parameters",
         ),
         "weights": ("weight_bytes",),
     },

@@ -19,8 +19,7 @@ from llmcalc.folds.storage import Formats, caches_held, weights_held
 from llmcalc.folds.workloads import NOTHING, Workload
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, chosen
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Ledger
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from llmcalc.spec.model import ModelSpec, check_spec
 if TYPE_CHECKING:
     from llmcalc.boundary import Int
     from llmcalc.engines.engine import Engine
-    from llmcalc.spec.ledger import Ledger
+    from llmcalc.spec.model import Ledger
 
 __all__ = ["possible_layouts"]
 

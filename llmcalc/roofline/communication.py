@@ -45,8 +45,8 @@ from llmcalc.folds.workloads import Workload
 from llmcalc.spec.axes import WHOLE, Axes, Axis, extent, is_split
 from llmcalc.spec.items import Cache, Linear, Mix, Product, Scale, Table
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Entry, Ledger, ResidualStep
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.ledger import Entry, ResidualStep
+from llmcalc.spec.model import Ledger, ModelSpec
 from llmcalc.spec.spans import Constant
 
 if TYPE_CHECKING:

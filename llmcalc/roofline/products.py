@@ -23,8 +23,8 @@ from llmcalc.folds.workloads import Requests
 from llmcalc.spec.axes import Axes, Axis
 from llmcalc.spec.items import Conv, Linear, Mix, Product, Scan
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Entry, Ledger
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.ledger import Entry
+from llmcalc.spec.model import Ledger, ModelSpec
 from llmcalc.units import Flops
 
 if TYPE_CHECKING:

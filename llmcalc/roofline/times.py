@@ -37,8 +37,8 @@ from llmcalc.roofline.communication import Collective, Exchanges, exchanges, of_
 from llmcalc.roofline.products import products
 from llmcalc.roofline.traffic import moves
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import ONE_ROW, Ledger
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.ledger import ONE_ROW
+from llmcalc.spec.model import Ledger, ModelSpec
 from llmcalc.units import Bytes, Flops
 
 if TYPE_CHECKING:

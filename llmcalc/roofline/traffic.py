@@ -25,15 +25,8 @@ from llmcalc.folds.workloads import Requests
 from llmcalc.spec.axes import Axes, Axis, extent
 from llmcalc.spec.items import Conv, Item, Linear, Mix, Scale, Table
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import (
-    Entry,
-    Ledger,
-    StoredShape,
-    is_buffer,
-    stored_name,
-    stored_shapes,
-)
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.ledger import Entry, StoredShape, is_buffer, stored_name, stored_shapes
+from llmcalc.spec.model import Ledger, ModelSpec
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:

@@ -18,8 +18,7 @@ from llmcalc.layouts import Layout, chosen
 from llmcalc.spec.axes import extent
 from llmcalc.spec.items import Linear
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Ledger
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:

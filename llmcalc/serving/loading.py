@@ -20,8 +20,8 @@ from llmcalc.memory.placed import owner_of, placed
 from llmcalc.spec.axes import Axis, extent
 from llmcalc.spec.items import Linear, Mix
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Ledger, StoredTensor
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.ledger import StoredTensor
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Bytes, MiB
 
 if TYPE_CHECKING:

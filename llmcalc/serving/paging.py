@@ -51,8 +51,8 @@ from llmcalc.layouts import Layout, Rank, chosen
 from llmcalc.spec.axes import portion
 from llmcalc.spec.items import Cache
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Entry, Ledger
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.ledger import Entry
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.spec.spans import Chunk, Compressed, Constant, Remainder, Span, Window
 from llmcalc.units import Bytes, format_integer, format_quantity
 

@@ -39,12 +39,13 @@ if TYPE_CHECKING:
         Table,
         Turned,
     )
-    from llmcalc.spec.ledger import Entry, Ledger, ResidualStep, StoredTensor
+    from llmcalc.spec.ledger import Entry, ResidualStep, StoredTensor
     from llmcalc.spec.model import (
         Beside,
         Block,
         Layer,
         LayerRun,
+        Ledger,
         ModelSpec,
         Predictor,
         Residual,
@@ -223,7 +224,6 @@ __getattr__, __dir__ = exports(
         ),
         "ledger": (
             "Entry",
-            "Ledger",
             "ResidualStep",
             "StoredTensor",
         ),
@@ -232,6 +232,7 @@ __getattr__, __dir__ = exports(
             "Block",
             "Layer",
             "LayerRun",
+            "Ledger",
             "ModelSpec",
             "Predictor",
             "runs",

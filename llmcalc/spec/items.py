@@ -40,9 +40,9 @@ __all__ = [
     "Turned",
 ]
 
-#: Which tokens pass through a matrix multiply: every new one, only those that give logits, all
-#: that a cache holds, or those of the latent cache: all of its tokens where they are expanded again
-#: at every step, the new ones where the matrix is absorbed into queries and outputs.
+#: Which tokens pass through a matrix multiply: every new one, only those that give logits, or all
+#: that a cache holds, where what they give is computed again at every step. Of a ``"latent"`` cache
+#: the matrix expands keys and values; in the absorbed form of attention only new tokens pass.
 Tokens: TypeAlias = Literal["all", "logits", "cached", "latent"]
 
 #: What a cache holds. The role decides which format argument gives its elements: keys and values,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar, cast
 
 if TYPE_CHECKING:
-    from llmcalc.spec.ledger import Ledger
+    from llmcalc.spec.model import Ledger
 
 __all__ = ["kept"]
 

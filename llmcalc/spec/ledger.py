@@ -1,30 +1,36 @@
-"""The ledger: every item of a model with how often it occurs. Every quantity is a fold over it.
+"""What a ledger has: every item of a model with how often it occurs, and what is stored of it.
 
 * `Entry`: one item, `count` times.
 * `StoredTensor`: one weight as it is stored, `count` times.
 * `ResidualStep`: the entries of a residual step.
-* `Ledger`: the entries, and the views of them that folds loop over.
+* `StoredShape`, `stored_shapes`, `stored_name`: what an item stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
-from weakref import ref
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
 
 import attrs
 
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors
-from llmcalc.spec.items import Cache, Conv, Item, Linear, Scale, Table
+from llmcalc.spec.items import Conv, Item, Linear, Scale, Table
 from llmcalc.spec.part import Group
 
-if TYPE_CHECKING:
-    from llmcalc.spec.model import ModelSpec
-
-__all__ = ["Entry", "Ledger", "Place", "ResidualStep", "StoredTensor"]
+__all__ = [
+    "ONE_ROW",
+    "Entry",
+    "Place",
+    "ResidualStep",
+    "StoredShape",
+    "StoredTensor",
+    "distinct",
+    "is_buffer",
+    "stored_name",
+    "stored_shapes",
+]
 
 #: Where something stands in the order of computation: before the layers, in those of a label, or
 #: after them. Pipeline parallelism places it by that.
@@ -246,120 +252,6 @@ class ResidualStep(NamedTuple):
     adds_up: bool
 
 
-class Ledger:
-    """The entries of one model; `tensors` are its distinct stored weights.
-
-    `buffers` are stored with them and are no parameters. `caches` are the caches that a request
-    holds; `cache_reads` also those that a layer reads and another one holds. `steps` are the
-    residual steps of its layers. `spec` is the model; `kept` is what folds found out about it
-    before any workload is known (`llmcalc.spec.kept`).
-
-    >>> from llmcalc import ModelSpec
-    >>> spec = ModelSpec.dense(
-    ...     name="tiny", num_layers=2, num_query_heads=4, num_kv_heads=2,
-    ...     embed_dim=64, inner_dim=128, vocab_size=100,
-    ... )
-    >>> for entry in spec.ledger.entries[:3]:
-    ...     print(entry.name, entry.count)
-    ('embeddings', '', 'token') None
-    ('norms', 'decoder', 'attention_norm.weight') 2
-    ('attention', 'decoder', 'q') 2
-    """
-
-    def __init__(
-        self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
-    ) -> None:
-        # The model has its ledger, and lives as long as anybody asks about it.
-        self._spec = ref(spec)
-        self.entries = tuple(entries)
-        self.steps = tuple(steps)
-        self.kept: dict[tuple[Hashable, ...], Any] = {}
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model, which must be held while its ledger is in use."""
-        found = self._spec()
-        if found is None:
-            raise ReferenceError("the model of the ledger is gone: hold the ModelSpec")
-        return found
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a ledger is not pickled: pickle its ModelSpec")
-
-    @cached_property
-    def _stored(self) -> tuple[tuple[Entry, StoredTensor], ...]:
-        """What each entry stores, as if it stored a weight of its own."""
-        return tuple(
-            [
-                (entry, StoredTensor(entry, *shape))
-                for entry in self.entries
-                for shape in stored_shapes(entry.item)
-            ]
-        )
-
-    @cached_property
-    def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
-        """Every weight that a step reads, each use of it apart."""
-        return tuple([pair for pair in self._stored if not is_buffer(pair[0].item)])
-
-    @cached_property
-    def tensors(self) -> tuple[StoredTensor, ...]:
-        """The distinct stored weights."""
-        return tuple(_distinct(self.weight_reads))
-
-    @cached_property
-    def buffers(self) -> tuple[StoredTensor, ...]:
-        """What is stored beside the weights, and is no parameter."""
-        return tuple(_distinct([pair for pair in self._stored if is_buffer(pair[0].item)]))
-
-    @cached_property
-    def cache_reads(self) -> tuple[tuple[Entry, Cache], ...]:
-        """The caches that layers read."""
-        return tuple([(e, e.item) for e in self.entries if isinstance(e.item, Cache)])
-
-    @cached_property
-    def caches(self) -> tuple[tuple[Entry, Cache], ...]:
-        """The caches that a request holds."""
-        return tuple([pair for pair in self.cache_reads if pair[1].held])
-
-    @cached_property
-    def layer_numbers(self) -> dict[str, tuple[int, ...]]:
-        """The numbers of the layers, from 0, by their label."""
-        numbers: dict[str, tuple[int, ...]] = {}
-        start = 0
-        for run in self.spec.layers:
-            own = range(start, start + run.count)
-            numbers[run.label] = (*numbers.get(run.label, ()), *own)
-            start += run.count
-        return numbers
-
-
-def _distinct(stored: Iterable[tuple[Entry, StoredTensor]]) -> Iterator[StoredTensor]:
-    """Give each stored weight once, with all the places that use it."""
-    pairs = tuple(stored)
-    users: dict[tuple[str, bool], dict[Place, None]] = {}
-    for entry, tensor in pairs:
-        key = _shared_key(tensor)
-        if key is not None:
-            users.setdefault(key, {})[entry.place] = None
-    for _, tensor in pairs:
-        key = _shared_key(tensor)
-        if key is None:
-            yield tensor
-        elif key in users:
-            # Stored once, however many layers use it.
-            yield attrs.evolve(tensor, shared=tuple(users.pop(key)))
-
-
-def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
-    """Return the key under which several items store the weight, if they do."""
-    item = tensor.item
-    if not isinstance(item, Linear | Table | Scale) or item.storage is None:
-        return None
-    # A tied head stores no weight of its own, but it may have a bias.
-    return item.storage, tensor.is_bias
-
-
 class StoredShape(NamedTuple):
     """The `rows` and the `columns` of what an item stores: of its weight, or of its bias."""
 
@@ -411,3 +303,29 @@ def stored_name(item: Item, *, is_bias: bool) -> str:
     if isinstance(item, Linear | Conv):
         return f"{item.name}.bias" if is_bias else f"{item.name}.weight"
     return item.name
+
+
+def distinct(stored: Iterable[tuple[Entry, StoredTensor]]) -> Iterator[StoredTensor]:
+    """Give each stored weight once, with all the places that use it."""
+    pairs = tuple(stored)
+    users: dict[tuple[str, bool], dict[Place, None]] = {}
+    for entry, tensor in pairs:
+        key = _shared_key(tensor)
+        if key is not None:
+            users.setdefault(key, {})[entry.place] = None
+    for _, tensor in pairs:
+        key = _shared_key(tensor)
+        if key is None:
+            yield tensor
+        elif key in users:
+            # Stored once, however many layers use it.
+            yield attrs.evolve(tensor, shared=tuple(users.pop(key)))
+
+
+def _shared_key(tensor: StoredTensor) -> tuple[str, bool] | None:
+    """Return the key under which several items store the weight, if they do."""
+    item = tensor.item
+    if not isinstance(item, Linear | Table | Scale) or item.storage is None:
+        return None
+    # A tied head stores no weight of its own, but it may have a bias.
+    return item.storage, tensor.is_bias

@@ -6,6 +6,7 @@
 * `Residual`: the base of all residual steps.
 * `Beside`: what stands beside the layers.
 * `Predictor`: modules after the layers that predict further tokens.
+* `Ledger`: the items of a model, each with how often it occurs; every quantity is a fold over it.
 * `ModelSpec`: the model; `ModelSpec.dense`, `ModelSpec.assignment` and
   `ModelSpec.assignment_decoder` compose the usual ones from sizes.
 """
@@ -13,10 +14,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
+from weakref import ref
 
 import attrs
 
@@ -27,8 +29,15 @@ from llmcalc.spec.attention import Attention, Rotary
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
 from llmcalc.spec.feed_forward import Activation, FeedForward
-from llmcalc.spec.items import Scale
-from llmcalc.spec.ledger import Entry, Ledger, ResidualStep
+from llmcalc.spec.items import Cache, Scale
+from llmcalc.spec.ledger import (
+    Entry,
+    ResidualStep,
+    StoredTensor,
+    distinct,
+    is_buffer,
+    stored_shapes,
+)
 from llmcalc.spec.part import Part
 from llmcalc.spec.parts import Embedding, Head, Norm
 
@@ -37,6 +46,7 @@ __all__ = [
     "Block",
     "Layer",
     "LayerRun",
+    "Ledger",
     "ModelSpec",
     "Part",
     "Predictor",
@@ -455,6 +465,94 @@ class ModelSpec(Described):
             feed_forward_bias=True,
             head_bias=True,
         )
+
+
+class Ledger:
+    """The entries of one model; `tensors` are its distinct stored weights.
+
+    `buffers` are stored with them and are no parameters. `caches` are the caches that a request
+    holds; `cache_reads` also those that a layer reads and another one holds. `steps` are the
+    residual steps of its layers. `spec` is the model; `kept` is what folds found out about it
+    before any workload is known (`llmcalc.spec.kept`).
+
+    >>> from llmcalc import ModelSpec
+    >>> spec = ModelSpec.dense(
+    ...     name="tiny", num_layers=2, num_query_heads=4, num_kv_heads=2,
+    ...     embed_dim=64, inner_dim=128, vocab_size=100,
+    ... )
+    >>> for entry in spec.ledger.entries[:3]:
+    ...     print(entry.name, entry.count)
+    ('embeddings', '', 'token') None
+    ('norms', 'decoder', 'attention_norm.weight') 2
+    ('attention', 'decoder', 'q') 2
+    """
+
+    def __init__(
+        self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
+    ) -> None:
+        # The model has its ledger, and lives as long as anybody asks about it.
+        self._spec = ref(spec)
+        self.entries = tuple(entries)
+        self.steps = tuple(steps)
+        self.kept: dict[tuple[Hashable, ...], Any] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, which must be held while its ledger is in use."""
+        found = self._spec()
+        if found is None:
+            raise ReferenceError("the model of the ledger is gone: hold the ModelSpec")
+        return found
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a ledger is not pickled: pickle its ModelSpec")
+
+    @cached_property
+    def _stored(self) -> tuple[tuple[Entry, StoredTensor], ...]:
+        """What each entry stores, as if it stored a weight of its own."""
+        return tuple(
+            [
+                (entry, StoredTensor(entry, *shape))
+                for entry in self.entries
+                for shape in stored_shapes(entry.item)
+            ]
+        )
+
+    @cached_property
+    def weight_reads(self) -> tuple[tuple[Entry, StoredTensor], ...]:
+        """Every weight that a step reads, each use of it apart."""
+        return tuple([pair for pair in self._stored if not is_buffer(pair[0].item)])
+
+    @cached_property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """The distinct stored weights."""
+        return tuple(distinct(self.weight_reads))
+
+    @cached_property
+    def buffers(self) -> tuple[StoredTensor, ...]:
+        """What is stored beside the weights, and is no parameter."""
+        return tuple(distinct([pair for pair in self._stored if is_buffer(pair[0].item)]))
+
+    @cached_property
+    def cache_reads(self) -> tuple[tuple[Entry, Cache], ...]:
+        """The caches that layers read."""
+        return tuple([(e, e.item) for e in self.entries if isinstance(e.item, Cache)])
+
+    @cached_property
+    def caches(self) -> tuple[tuple[Entry, Cache], ...]:
+        """The caches that a request holds."""
+        return tuple([pair for pair in self.cache_reads if pair[1].held])
+
+    @cached_property
+    def layer_numbers(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of the layers, from 0, by their label."""
+        numbers: dict[str, tuple[int, ...]] = {}
+        start = 0
+        for run in self.spec.layers:
+            own = range(start, start + run.count)
+            numbers[run.label] = (*numbers.get(run.label, ()), *own)
+            start += run.count
+        return numbers
 
 
 def check_spec(spec: object) -> None:

@@ -347,7 +347,7 @@ def test_formats_of_one_name_are_told_apart_and_none_is_kept_for_long() -> None:
     for _ in range(100):
         scheme = formats.scheme("awq-int4-g128", load_model("mixtral-8x7b"))
         roofline.step_time(spec, "L4", **step, weights=scheme, kv="bf16")
-    assert len(spec.ledger.programs) <= 256
+    assert len(spec.ledger.kept) <= 256
 
 
 def test_threads_that_share_a_model_get_what_one_gets() -> None:

@@ -167,8 +167,8 @@ def _is_plain(row: dict[str, Any]) -> bool:
     items = [entry.item for entry in spec.ledger.entries]
     return row["model_type"] != "longcat_flash" and not any(
         isinstance(item, Conv | Scan)
-        or (isinstance(item, Linear) and item.eager_active is not None)
-        or (isinstance(item, Mix) and item.eager_span is not None)
+        or (isinstance(item, Linear) and item.in_transformers is not None)
+        or (isinstance(item, Mix) and item.in_transformers is not None)
         for item in items
     )
 

@@ -74,10 +74,10 @@ REVEALED = {
         "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=3)",
         "roofline.step_time(spec, 'L4', batch=1, new=1, past=0, **formats).ridge_point",
     ],
-    "llmcalc.memory.ContextLimit | None": [
+    "llmcalc.memory.limits.ContextLimit | None": [
         "memory.max_context(spec, device_memory=1, **formats)",
     ],
-    "llmcalc.memory.Fit": ["memory.fit(spec, device_memory=1, context=1, **formats)"],
+    "llmcalc.memory.fitting.Fit": ["memory.fit(spec, device_memory=1, context=1, **formats)"],
     "llmcalc.breakdown.Breakdown[llmcalc.units.Params, int]": ["memory.parameters(spec)"],
     "llmcalc.breakdown.Breakdown[llmcalc.units.Bytes, int]": [
         "memory.weight_bytes(spec, weights='bf16')",

@@ -15,8 +15,7 @@ from llmcalc.boundary import choice, flag_argument
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.spec.axes import Axis
 from llmcalc.spec.kept import kept
-from llmcalc.spec.ledger import Ledger
-from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Params
 
 if TYPE_CHECKING:
