@@ -19,7 +19,6 @@ import attrs
 from llmcalc import formats
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
-from llmcalc.engines.registry import placement_of
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds import transformers
 from llmcalc.folds.counts import ONCE, Count
@@ -63,7 +62,7 @@ class Formats(NamedTuple):
     weights: str | Format | Scheme
     kv: str | Format
     state: str | Format | tuple[tuple[str, str | Format], ...] = "fp32"
-    index: str | Format | None = None
+    indexer: str | Format | None = None
     activations: str | Format = "bf16"
 
     @classmethod
@@ -76,7 +75,7 @@ class Formats(NamedTuple):
         activations: str | Format = "bf16",
     ) -> Formats:
         """Return the arguments as one value."""
-        own = tuple(state.items()) if isinstance(state, Mapping) else state
+        own = tuple(sorted(state.items())) if isinstance(state, Mapping) else state
         return cls(weights, kv, own, index, activations)
 
     def scheme(self, ledger: Ledger) -> Scheme:
@@ -86,7 +85,7 @@ class Formats(NamedTuple):
     def caches(self) -> CacheFormats:
         """Return the format of every cache role."""
         state = dict(self.state) if isinstance(self.state, tuple) else self.state
-        return cache_formats(self.kv, state, self.index)
+        return cache_formats(self.kv, state, self.indexer)
 
     def element(self) -> Format:
         """Return the format of what flows between items."""
@@ -246,7 +245,7 @@ def _parts(
 ) -> Iterator[tuple[StoredTensor, Format, tuple[int, ...] | None, int]]:
     """Give every tensor in each of its formats, with the layers in that and the bytes in one."""
     rank = owner.rank
-    checks = rank is not None and placement_of(rank.layout.engine).whole_blocks
+    checks = rank is not None and rank.layout.placement.whole_blocks
     for tensor, own in zip(ledger.tensors, kinds, strict=True):
         split = WHOLE if rank is None else rank.split(tensor)
         matrices, rows, columns = tensor.extents(split)
@@ -317,9 +316,7 @@ class Slots(NamedTuple):
         """Return the piece of one shape."""
         each, _ = slot_bytes(shape, self.split, self.elements.of(cache))
         layers = 1 if entry.count is None else entry.count
-        return Piece(
-            self.kind, entry.operation, each, slots, layers, entry.uses, entry, self, part
-        )
+        return Piece(self.kind, entry.operation, each, slots, layers, entry.uses, entry, self, part)
 
     def words(self, piece: Piece) -> Shape:
         """Return how a piece is printed: of what is held the bytes come last."""

@@ -1,6 +1,7 @@
 """Executable models in PyTorch (extra ``torch``), built from the specs that the formulas read.
 
 * `tiny_decoder`: `TinyDecoder`, a dense decoder with KV-cached generation, and its `KVCache`.
+* `executed`: which specs it executes.
 * `sampling`: how a next token is chosen from logits.
 * `weights`: weights files, read and written.
 * `modes`: evaluation against expected logits, cached against uncached, benchmark.

@@ -15,7 +15,6 @@ heads, G = H / K query heads a group, D head width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 import attrs
@@ -25,50 +24,17 @@ from torch.nn import functional as F  # noqa: N812  # the field's name for it
 
 from llmcalc.boundary import choice, flag_argument, whole_number
 from llmcalc.errors import InvalidValueError
+from llmcalc.models.executed import ACTIVATIONS, check_spec
 from llmcalc.models.sampling import Sampling
-from llmcalc.spec import (
-    Attention,
-    Block,
-    Embedding,
-    FeedForward,
-    Head,
-    Layer,
-    ModelSpec,
-    Norm,
-    Rotary,
-)
+from llmcalc.spec import Attention, FeedForward, ModelSpec, Norm, Rotary
 
 __all__ = ["KVCache", "Step", "TinyDecoder"]
-
-_ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
-    "relu": torch.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-}
 
 #: A layer, or its attention: what it makes of the new tokens, in a pass, as the layer of a number.
 _Layer: TypeAlias = "Callable[[Tensor, _Pass, int], Tensor]"
 _Function: TypeAlias = Callable[[Tensor], Tensor]
 
 _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
-
-#: The fields of each part that this model executes; others must have their defaults.
-_EXECUTED: Final[dict[type[Any], frozenset[str]]] = {
-    Attention: frozenset(
-        {"query_heads", "kv_heads", "head_dim", "output", "rotary", "fused"}
-        | {"query_bias", "key_bias", "value_bias", "output_bias"}
-    ),
-    FeedForward: frozenset({"inner_dim", "gated", "activation", "input_bias", "output_bias"}),
-    Norm: frozenset({"kind", "bias", "eps"}),
-    Block: frozenset({"part", "norm"}),
-    Embedding: frozenset({"vocab_size", "learned_positions"}),
-    Head: frozenset({"tied", "bias"}),
-    ModelSpec: frozenset(
-        {"name", "embed_dim", "embedding", "layers", "final_norm", "head", "max_positions"}
-        | {"checkpoint", "notes"}
-    ),
-}
 
 
 class KVCache:
@@ -291,7 +257,7 @@ class FeedForwardLayer(nn.Module):
         self.fc1 = nn.Linear(width, part.inner_dim, bias=part.input_bias)
         self.fc2 = nn.Linear(part.inner_dim, width, bias=part.output_bias)
         self.gated = part.gated
-        self.activation = _ACTIVATIONS[part.activation]
+        self.activation = ACTIVATIONS[part.activation]
 
     def bind(self) -> Callable[[Tensor, _Pass], Tensor]:
         """Return the part as a function of the tokens (T * B, E) and the pass."""
@@ -460,7 +426,7 @@ class TinyDecoder(nn.Module):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        positions = _check_spec(spec)
+        positions = check_spec(spec)
         choice(attention, "attention", ("fast", "reference"))
         place = _check_options(dropout, dtype, device, generator)
         super().__init__()
@@ -896,29 +862,6 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-high, low), dim=-1) * sin
 
 
-def _check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
-    """Refuse what this model would not compute exactly as the spec says.
-
-    Returns the rotary positions of all layers and the head dimension that they turn.
-    """
-    if not isinstance(spec, ModelSpec):
-        raise InvalidValueError("spec", spec, "must be a ModelSpec")
-    for part in (spec, spec.embedding, spec.final_norm, spec.head):
-        _check_part(part)
-    positions: set[tuple[Rotary, int] | None] = set()
-    for run in spec.layers:
-        attention = _check_layer(run.layer)
-        rotary = attention.rotary
-        if rotary is not None and rotary.scaling is not None:
-            raise InvalidValueError("rotary", rotary.scaling, f"{_RULE}: scaled positions")
-        if rotary is not None and rotary.fraction != 1:
-            raise InvalidValueError("rotary", rotary.fraction, f"{_RULE}: a part of each head")
-        positions.add(None if rotary is None else (rotary, attention.head_dim))
-    if len(positions) > 1:
-        raise InvalidValueError("rotary", positions, f"{_RULE}: layers differ in their positions")
-    return positions.pop()
-
-
 def _check_options(dropout: object, dtype: object, device: Any, generator: object) -> torch.device:
     """Refuse what a decoder cannot be made with; return the device."""
     if type(dropout) not in {int, float} or not 0 <= cast("float", dropout) < 1:
@@ -931,34 +874,3 @@ def _check_options(dropout: object, dtype: object, device: Any, generator: objec
         return torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as problem:
         raise InvalidValueError("device", device, "must be a device of PyTorch") from problem
-
-
-def _check_layer(layer: Layer) -> Attention:
-    """Refuse a layer that is not pre-norm attention and feed-forward; return the attention."""
-    match layer.blocks:
-        case (
-            Block(part=Attention() as attention) as first,
-            Block(part=FeedForward() as feed_forward) as second,
-        ):
-            for part in (first, attention, first.norm, second, feed_forward, second.norm):
-                _check_part(part)
-            if feed_forward.activation not in _ACTIVATIONS:
-                raise InvalidValueError("activation", feed_forward.activation, _RULE)
-            return attention
-    names = [type(part).__name__ for part in layer.parts]
-    raise InvalidValueError(
-        "layer", names, f"{_RULE}: it needs pre-norm attention, then feed-forward"
-    )
-
-
-def _check_part(part: Any) -> None:
-    """Refuse an option that the modules here don't have."""
-    if part is None:
-        return
-    for field in attrs.fields(type(part)):
-        value = getattr(part, field.name)
-        if field.name not in _EXECUTED[type(part)] and value != field.default:
-            raise InvalidValueError(field.name, value, _RULE)
-
-
-_RULE: Final = "cannot be executed by TinyDecoder"

@@ -74,7 +74,7 @@ class Placement(Described):
     @property
     def index(self) -> str | Format | None:
         """The format of an indexer's keys; `None` is that of keys and values."""
-        return self.formats.index
+        return self.formats.indexer
 
     @property
     def devices(self) -> int:

@@ -148,55 +148,58 @@ def _budget_identities(log: Log, rank: str) -> Iterator[Identity]:
 _SPARED: Final = 150 * MiB
 
 
+#: Sums that vLLM prints: an identity's name, the whole, its parts, and bytes beside them.
+_SUMS: Final[tuple[tuple[str, str, tuple[str, ...], int], ...]] = (
+    ("used = visible - free at the start", "used_at_start", ("visible", "-free_at_start"), 0),
+    (
+        "used at the start = torch + non-torch",
+        "used_at_start",
+        ("torch_at_start", "non_torch_at_start"),
+        0,
+    ),
+    (
+        "free within requested = free after profiling - free at the start + requested",
+        "free_within_requested",
+        ("free_after_profile", "-free_at_start", "requested"),
+        0,
+    ),
+    ("pool in use = pool", "pool_in_use", ("pool",), 0),
+    ("suggested pool = its bytes", "pool_to_request", ("pool_to_request_bytes",), 0),
+    ("suggested pool = its bytes", "pool_to_memory", ("pool_to_memory_bytes",), 0),
+    (
+        "suggested pool = requested - weights - activation - non-torch - graphs - 150 MiB",
+        "pool_to_request",
+        ("requested", "-weights", "-activation", "-non_torch", "-graphs"),
+        -_SPARED,
+    ),
+    (
+        "suggested pool = requested - consumed - activation and graphs - graphs - 150 MiB",
+        "pool_to_request",
+        ("requested", "-consumed", "-activation_and_graphs", "-graphs"),
+        -_SPARED,
+    ),
+    (
+        "suggested pools differ as requested and free at the start do",
+        "pool_to_memory",
+        ("pool_to_request", "-requested", "free_at_start"),
+        0,
+    ),
+    (
+        "pool = requested - consumed - activation and graphs",
+        "pool_in_use",
+        ("requested", "-consumed", "-activation_and_graphs"),
+        0,
+    ),
+)
+
+
 def _later_identities(log: Log, rank: str) -> Iterator[Identity]:
     """Give what vLLM prints of one process beside its budget, as sums of other figures."""
 
     def find(name: str) -> Figure | None:
         return log.figure(name, rank) or (log.figure(name, "") if rank else None)
 
-    sums: tuple[tuple[str, str, tuple[str, ...], int], ...] = (
-        ("used = visible - free at the start", "used_at_start", ("visible", "-free_at_start"), 0),
-        (
-            "used at the start = torch + non-torch",
-            "used_at_start",
-            ("torch_at_start", "non_torch_at_start"),
-            0,
-        ),
-        (
-            "free within requested = free after profiling - free at the start + requested",
-            "free_within_requested",
-            ("free_after_profile", "-free_at_start", "requested"),
-            0,
-        ),
-        ("pool in use = pool", "pool_in_use", ("pool",), 0),
-        ("suggested pool = its bytes", "pool_to_request", ("pool_to_request_bytes",), 0),
-        ("suggested pool = its bytes", "pool_to_memory", ("pool_to_memory_bytes",), 0),
-        (
-            "suggested pool = requested - weights - activation - non-torch - graphs - 150 MiB",
-            "pool_to_request",
-            ("requested", "-weights", "-activation", "-non_torch", "-graphs"),
-            -_SPARED,
-        ),
-        (
-            "suggested pool = requested - consumed - activation and graphs - graphs - 150 MiB",
-            "pool_to_request",
-            ("requested", "-consumed", "-activation_and_graphs", "-graphs"),
-            -_SPARED,
-        ),
-        (
-            "suggested pools differ as requested and free at the start do",
-            "pool_to_memory",
-            ("pool_to_request", "-requested", "free_at_start"),
-            0,
-        ),
-        (
-            "pool = requested - consumed - activation and graphs",
-            "pool_in_use",
-            ("requested", "-consumed", "-activation_and_graphs"),
-            0,
-        ),
-    )  # fmt: skip
-    for name, whole, parts, constant in sums:
+    for name, whole, parts, constant in _SUMS:
         left = find(whole)
         found = [(part[0] == "-", find(part.lstrip("-"))) for part in parts]
         known = [(negative, part) for negative, part in found if part is not None]

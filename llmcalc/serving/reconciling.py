@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmcalc.engines.engine import Engine
@@ -345,22 +346,26 @@ def _capacity(
                     within=slack + share * computed,
                 )
             )
+    return [*found, *_width(log, request, pool)]
+
+
+def _width(
+    log: EngineLog, request: Allocation, pool: tuple[float, float] | None
+) -> Iterator[Comparison]:
+    """Give the bytes of one token, where every layer's are in blocks of one size."""
     tokens = log.figure("tokens")
     uniform = len({group.block_tokens for group in request.groups}) == 1 and (
         sum(group.count for group in request.groups) == 1
     )
     if tokens is not None and pool is not None and tokens.value and uniform and request.context:
         width = request.bytes["ideal"].total / request.context
-        found.append(
-            Comparison(
-                term="bytes a token",
-                unit="bytes a token",
-                printed=pool[0] / tokens.value,
-                computed=width,
-                within=pool[1] / tokens.value + (request.block_bytes or 0) / tokens.value,
-            )
+        yield Comparison(
+            term="bytes a token",
+            unit="bytes a token",
+            printed=pool[0] / tokens.value,
+            computed=width,
+            within=pool[1] / tokens.value + (request.block_bytes or 0) / tokens.value,
         )
-    return found
 
 
 def _slots(
