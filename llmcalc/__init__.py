@@ -80,7 +80,7 @@ __all__ = [
     "units",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "breakdown": ("Breakdown",),

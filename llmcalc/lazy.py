@@ -1,14 +1,15 @@
 """Packages that import a module only when one of its names is asked for.
 
-* `exports`: the ``__getattr__`` and ``__dir__`` of such a package (PEP 562).
+* `exports`: gives such a package its ``__getattr__`` and ``__dir__`` (PEP 562).
 
 Reading a description needs few of the parts that a description can have, and importing all of
-them takes longer than the answer.
+them takes longer than the answer. A package names what it exports to type checkers, too, under
+``TYPE_CHECKING``; they see no ``__getattr__``, so that any other name is an error to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 
 __all__ = ["exports"]
@@ -16,11 +17,11 @@ __all__ = ["exports"]
 
 def exports(
     package: str, homes: Mapping[str, tuple[str, ...]], namespace: dict[str, object]
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` of a package whose modules export names.
+) -> None:
+    """Let a package, whose globals are `namespace`, export names of its modules.
 
     `homes` gives the names of each module; a module without names is exported itself. A name is
-    kept in `namespace`, the package's globals, once it was asked for.
+    kept in `namespace` once it was asked for.
     """
     home = {name: module for module, names in homes.items() for name in names}
 
@@ -37,4 +38,4 @@ def exports(
     def dir_() -> list[str]:
         return sorted({*namespace, *homes, *home})
 
-    return getattr_, dir_
+    namespace.update(__getattr__=getattr_, __dir__=dir_)

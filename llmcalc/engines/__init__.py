@@ -76,7 +76,7 @@ __all__ = [
     "with_pool",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "engine": ("ActivationRule", "Conventions", "Engine", "LogWords", "Mxfp4Kernels"),

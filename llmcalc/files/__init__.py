@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "FileTensor", "compare", "tensors", "weight_bytes"]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "comparing": ("Comparison", "compare"),

@@ -35,7 +35,7 @@ __all__ = [
     "scheme_names",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "blocks": ("Extra", "Format", "find", "get", "names", "packed_integers"),

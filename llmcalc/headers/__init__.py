@@ -33,7 +33,7 @@ __all__ = [
     "tensors",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "file_tensors": ("FileTensor",),

@@ -40,6 +40,13 @@ from llmcalc.lazy import exports
 
 if TYPE_CHECKING:
     from llmcalc.memory.caches import kv_cache_bytes
+    from llmcalc.memory.counting import (
+        active_parameters,
+        buffers,
+        layer_parameters,
+        multi_token_parameters,
+        parameters,
+    )
     from llmcalc.memory.fitting import Fit, fit
     from llmcalc.memory.formulas import gqa_kv_bytes
     from llmcalc.memory.limits import (
@@ -48,13 +55,6 @@ if TYPE_CHECKING:
         max_context,
         needed_bytes,
         usable_bytes,
-    )
-    from llmcalc.memory.counting import (
-        active_parameters,
-        buffers,
-        layer_parameters,
-        multi_token_parameters,
-        parameters,
     )
     from llmcalc.memory.weights import weight_bytes
 
@@ -76,7 +76,7 @@ __all__ = [
     "weight_bytes",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "caches": ("kv_cache_bytes",),

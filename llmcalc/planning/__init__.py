@@ -54,7 +54,7 @@ __all__ = [
     "widest_format",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "placements": ("Answer", "DoesNotFit", "Placement"),

@@ -57,7 +57,7 @@ __all__ = [
     "time_breakdown",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "attention": ("decode_intensity", "prefill_intensity"),

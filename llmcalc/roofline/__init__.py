@@ -83,7 +83,7 @@ __all__ = [
     "sweep",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "attention": ("Algorithm", "attention_bytes", "attention_flops", "attention_intensity"),

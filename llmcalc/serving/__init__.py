@@ -61,7 +61,7 @@ __all__ = [
     "reconcile",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "activations": ("activation_peak",),

@@ -170,7 +170,7 @@ __all__ = [
     "runs",
 ]
 
-__getattr__, __dir__ = exports(
+exports(
     __name__,
     {
         "attention": (
