@@ -370,9 +370,9 @@ def _model(arguments: argparse.Namespace) -> ModelSpec:
     if arguments.config is not None:
         _refuse(arguments, [*_MODEL_SIZES, "head_dim", "assignment"], "--config")
         return _load(arguments.config)
-    sizes = _chosen(arguments, _MODEL_SIZES)
-    name = "model" if sizes or arguments.head_dim is not None else _MODEL
-    sizes = _MODEL_SIZES | sizes
+    chosen = _chosen(arguments, _MODEL_SIZES)
+    name = "model" if chosen or arguments.head_dim is not None else _MODEL
+    sizes: dict[str, Any] = {**_MODEL_SIZES, **chosen}
     if arguments.assignment:
         _refuse(arguments, ["head_dim"], "--assignment")
         return ModelSpec.assignment(name=name, **sizes)

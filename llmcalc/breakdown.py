@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, cast
 
 import attrs
 
@@ -75,7 +75,8 @@ class Term(Described, Generic[ValueT]):
             )
         )
 
-    __hash__ = None  # type: ignore[assignment]  # factors may be arrays, which have no hash
+    # Factors may be arrays, which have no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 class Breakdown(Generic[UnitT, ValueT]):
@@ -203,7 +204,8 @@ class Breakdown(Generic[UnitT, ValueT]):
             return NotImplemented
         return self.unit is other.unit and self.terms == other.terms
 
-    __hash__ = None  # type: ignore[assignment]  # factors may be arrays, which have no hash
+    # Factors may be arrays, which have no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return (

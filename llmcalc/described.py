@@ -88,7 +88,8 @@ class DescribedArrays(Described):
             return NotImplemented
         return all(map(same, self._values(), other._values()))
 
-    __hash__ = Described.__hash__
+    def __hash__(self) -> int:
+        return super().__hash__()
 
 
 class FrozenMapping(Mapping[str, V]):

@@ -143,7 +143,7 @@ class MissingExtraError(LlmcalcError):
 class _Shown(reprlib.Repr):
     """Values in messages, cut short: a hostile config must not make a message of gigabytes."""
 
-    def repr_int(self, x: int, _level: int) -> str:
+    def repr_int(self, x: int, level: int) -> str:  # noqa: ARG002  # what is shown has no depth
         # Python refuses to print integers of more than 4300 digits.
         return str(x) if x.bit_length() <= 256 else f"<integer of {x.bit_length()} bits>"
 

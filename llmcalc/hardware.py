@@ -186,11 +186,10 @@ class DeviceSpec:
     sources: Mapping[str, str] = attrs.field(factory=dict, converter=_texts, repr=False)
     notes: tuple[str, ...] = attrs.field(default=(), validator=_notes, repr=False)
 
-    @sources.validator
-    def _check_sources(self, attribute: attrs.Attribute[Any], value: object) -> None:
-        _check_mapping(attribute.name, value)
+    def __attrs_post_init__(self) -> None:
+        _check_mapping("sources", self.sources)
         for figure, source in self.sources.items():
-            choice(figure, attribute.name, self.figures, listed_by="DeviceSpec.figures")
+            choice(figure, "sources", self.figures, listed_by="DeviceSpec.figures")
             _check_text(f"sources[{figure!r}]", source)
 
     @property

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import attrs
 
@@ -56,7 +56,8 @@ class Column:
         texts = self.texts is not None and other.texts is not None
         return texts and same(self.array, other.array)
 
-    __hash__ = None  # type: ignore[assignment]  # holds an array, which has no hash
+    # Holds an array, which has no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         unit = f" in {self.unit}" if self.unit else ""
@@ -177,7 +178,8 @@ class Table:
         fields = [field.name for field in attrs.fields(type(self))]
         return all(getattr(self, name) == getattr(other, name) for name in fields)
 
-    __hash__ = None  # type: ignore[assignment]  # holds arrays, which have no hash
+    # Holds arrays, which have no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.rows()

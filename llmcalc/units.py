@@ -60,26 +60,29 @@ class Unit:
 class Bytes(Unit):
     """Memory, in bytes."""
 
-    symbol = "B"
-    multiples = ((TiB, TiB, "TiB"), (MiB, GiB, "GiB"))
+    symbol: ClassVar[str] = "B"
+    multiples: ClassVar[tuple[tuple[int, int, str], ...]] = (
+        (TiB, TiB, "TiB"),
+        (MiB, GiB, "GiB"),
+    )
 
 
 class Params(Unit):
     """Model parameters, in elements."""
 
-    symbol = "parameters"
+    symbol: ClassVar[str] = "parameters"
 
 
 class Flops(Unit):
     """Floating-point operations; one multiply-accumulate is two."""
 
-    symbol = "FLOP"
+    symbol: ClassVar[str] = "FLOP"
 
 
 class Seconds(Unit):
     """Time, in seconds."""
 
-    symbol = "s"
+    symbol: ClassVar[str] = "s"
 
 
 def format_integer(value: int) -> str:

@@ -122,10 +122,10 @@ class OfVisible(PoolRule):
     54
     """
 
-    name = "total"
-    asked = ("activation_bytes", "non_torch_bytes")
-    holds_rotary_tables = True
-    loads_as_allocated = True
+    name: ClassVar[str] = "total"
+    asked: ClassVar[tuple[str, ...]] = ("activation_bytes", "non_torch_bytes")
+    holds_rotary_tables: ClassVar[bool] = True
+    loads_as_allocated: ClassVar[bool] = True
 
     def pool_bytes(self, visible_bytes: int, share: float, used: Used) -> int:
         """Return the share of the visible memory, less all terms."""
@@ -143,10 +143,10 @@ class OfFree(PoolRule):
     57
     """
 
-    name = "static"
-    share_of = "free"
-    subtracted = ("weight_bytes", "non_torch_bytes")
-    holds_rotary_tables = True
+    name: ClassVar[str] = "static"
+    share_of: ClassVar[Literal["visible", "free", "rest"]] = "free"
+    subtracted: ClassVar[tuple[str, ...]] = ("weight_bytes", "non_torch_bytes")
+    holds_rotary_tables: ClassVar[bool] = True
 
     def pool_bytes(self, visible_bytes: int, share: float, used: Used) -> int:
         """Return the share of the free memory, less the weights and what is given outside."""
@@ -162,8 +162,8 @@ class OfRest(PoolRule):
     54
     """
 
-    name = "free"
-    share_of = "rest"
+    name: ClassVar[str] = "free"
+    share_of: ClassVar[Literal["visible", "free", "rest"]] = "rest"
 
     def requested_bytes(self, visible_bytes: int, share: float) -> int:
         """Return all of the visible memory: the share is one of what the rest leaves."""
@@ -189,8 +189,8 @@ class Cells(PoolRule):
     layer has some for its window and one step.
     """
 
-    name = "cells"
-    policy = "contiguous"
+    name: ClassVar[str] = "cells"
+    policy: ClassVar[Policy] = "contiguous"
 
     def pool_bytes(self, visible_bytes: int, share: float, used: Used) -> int:
         """Return what the share of the visible memory leaves for cells."""

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from math import prod
+from typing import ClassVar
 
 import attrs
 
@@ -51,7 +52,8 @@ class Comparison(Described):
     def __bool__(self) -> bool:
         return not self.difference
 
-    __hash__ = None  # type: ignore[assignment]  # holds mappings
+    # Holds mappings, which have no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     @property
     def differences(self) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ somebody asks for the working: `Piece.terms` gives the same size as a product of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -43,7 +44,8 @@ Shown: TypeAlias = tuple[tuple[str, ...], tuple[Factor, ...]]
 class Maker(Protocol):
     """What made a piece, and says how it is printed."""
 
-    def words(self, piece: Piece) -> Shape | Stored:
+    @abstractmethod
+    def words(self, piece: Piece, /) -> Shape | Stored:
         """Return how the piece is printed."""
 
 

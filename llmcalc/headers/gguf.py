@@ -17,7 +17,7 @@ import os
 import struct
 from collections.abc import Mapping
 from math import prod
-from typing import Final, Literal, TypeAlias
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import attrs
 
@@ -95,7 +95,8 @@ class GgufHeader(Described):
     tensors: tuple[FileTensor, ...]
     parts: int = 1
 
-    __hash__ = None  # type: ignore[assignment]  # holds a mapping
+    # Holds a mapping, which has no hash.
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
 
 def read_gguf(file: OpenFile) -> GgufHeader:

@@ -29,7 +29,7 @@ __all__ = ["kv_cache_bytes"]
 
 
 @overload
-def kv_cache_bytes(
+def kv_cache_bytes(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     context: Int,

@@ -44,10 +44,10 @@ class Fit(Described):
     rank: int = 0
     #: Weights and one request's cache on the first rank of each stage, where there are several.
     stages: tuple[tuple[int, int], ...] = attrs.field(default=(), repr=False)
-    _placed: Placed = attrs.field(repr=False, eq=False)
-    _stages_held: Stages = attrs.field(repr=False, eq=False)
+    _placed: Placed = attrs.field(alias="placed", repr=False, eq=False)
+    _stages_held: Stages = attrs.field(alias="stages_held", repr=False, eq=False)
     #: The number of the tightest stage.
-    _stage: int = attrs.field(repr=False, eq=False)
+    _stage: int = attrs.field(alias="stage", repr=False, eq=False)
 
     def _values(self) -> tuple[Any, ...]:
         return (*super()._values(), self.weight_bytes)

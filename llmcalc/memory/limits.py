@@ -27,7 +27,7 @@ __all__ = ["ContextLimit", "max_batch_size", "max_context", "needed_bytes", "usa
 
 
 @overload
-def needed_bytes(
+def needed_bytes(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     context: Int,
@@ -105,7 +105,7 @@ def usable_bytes(device_memory: Int, *, share: float = 1.0, reserved_bytes: Int 
 
 
 @overload
-def max_batch_size(
+def max_batch_size(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     device_memory: Int,
@@ -201,7 +201,7 @@ class ContextLimit(int):
 
 
 @overload
-def max_context(
+def max_context(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     device_memory: Int,

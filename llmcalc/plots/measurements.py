@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -37,14 +38,17 @@ class LatencyRow(Protocol):
     """What `latency` reads: the times of generating after a prompt of `prompt_length` tokens."""
 
     @property
+    @abstractmethod
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
 
     @property
+    @abstractmethod
     def uncached_seconds(self) -> float:
         """Median time without a cache."""
 
     @property
+    @abstractmethod
     def cached_seconds(self) -> float:
         """Median time with a cache."""
 

@@ -103,19 +103,13 @@ class Measurement(Described):
     """
 
     run: Run | StepTime | Work
-    seconds: float = attrs.field()
+    seconds: float
     of: Literal["prefill", "token", "all"] = "all"
-    noise: float = attrs.field(default=0.1)
-
-    @seconds.validator
-    def _check_seconds(self, attribute: attrs.Attribute[Any], value: object) -> None:
-        _positive(attribute.name, value)
-
-    @noise.validator
-    def _check_noise(self, attribute: attrs.Attribute[Any], value: object) -> None:
-        _positive(attribute.name, value)
+    noise: float = 0.1
 
     def __attrs_post_init__(self) -> None:
+        _positive("seconds", self.seconds)
+        _positive("noise", self.noise)
         choice(self.of, "of", ("prefill", "token", "all"))
         if not isinstance(self.run, Run | StepTime | Work):
             raise InvalidValueError("run", self.run, "must be a Run, a StepTime or a Work")

@@ -38,7 +38,7 @@ _TWO: Final = (2, "FLOP")
 
 
 @overload
-def flops(
+def flops(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     batch: Int,
@@ -140,9 +140,7 @@ def products(ledger: Ledger, owner: Owner, how: Conventions) -> Fold:
     return kept(ledger, _products, owner, *how.computed)
 
 
-def _products(
-    ledger: Ledger, owner: Owner, *computed: *tuple[bool, bool, bool, bool]
-) -> Fold:
+def _products(ledger: Ledger, owner: Owner, *computed: *tuple[bool, bool, bool, bool]) -> Fold:
     how = Conventions(*computed)
     if not owner.pipeline and owner.rank is not None:
         return products(ledger, owner.whole, how).on(owner.rank.stage)

@@ -39,7 +39,7 @@ __all__ = ["bytes_moved", "moves"]
 
 
 @overload
-def bytes_moved(
+def bytes_moved(  # type: ignore[overload-overlap]
     spec: ModelSpec,
     *,
     batch: Int,
@@ -188,7 +188,8 @@ def _kinds_of_reads(ledger: Ledger, scheme: Scheme) -> tuple[tuple[LayersOf, ...
 
 def _weights(ledger: Ledger, owner: Owner, how: Conventions, scheme: Scheme) -> Iterator[Piece]:
     """Give what is read of the weights: all of a matrix, of a table the rows looked up."""
-    uniform, kinds = scheme.uniform, iter(())
+    uniform = scheme.uniform
+    kinds: Iterator[tuple[LayersOf, ...]] = iter(())
     always: tuple[LayersOf, ...] = ()
     if uniform is not None:
         always = ((uniform, None),)
@@ -255,7 +256,8 @@ class _Reads(NamedTuple):
         entry = piece.entry
         item, is_bias = entry.item, piece.part == "bias"
         shape = next(one for one in stored_shapes(item) if one.is_bias == is_bias)
-        rows, before = shape.rows, ()
+        rows = shape.rows
+        before: tuple[Factor, ...] = ()
         if isinstance(item, Table):
             number, _ = self._looked_up(entry, item)
             rows, before = ((),), () if number == 1 else ((number, "rows a token"),)

@@ -204,7 +204,7 @@ class _Kernel(NamedTuple):
     """What kernels make of the mxfp4 experts of one kind of layer, or of one of its matrices.
 
     `stored` are the bytes of the tensors of the file that `tensors` stand in for, of one expert and
-    layer; `pieces` are theirs.
+    layer; `places` are those of their pieces.
     """
 
     label: str
@@ -213,7 +213,7 @@ class _Kernel(NamedTuple):
     layers: int
     stored: int
     tensors: tuple[int, ...]
-    pieces: tuple[Piece, ...]
+    places: tuple[int, ...]
 
 
 #: Which matrix of the kernels an expert's matrix is, or is a part of.
@@ -233,14 +233,14 @@ def _kernels(pieces: tuple[Piece, ...], rules: Mxfp4Kernels | None) -> Iterator[
     """
     if rules is None:
         return
-    kinds: dict[tuple[str, str], list[tuple[Piece, StoredTensor]]] = {}
-    for piece in pieces:
+    kinds: dict[tuple[str, str], list[tuple[int, Piece, StoredTensor]]] = {}
+    for place, piece in enumerate(pieces):
         tensor = piece.tensor
         matrix = None if tensor is None else _MATRICES.get(tensor.role or "")
         if tensor is not None and tensor.routed and matrix is not None:
-            kinds.setdefault((tensor.label, matrix), []).append((piece, tensor))
+            kinds.setdefault((tensor.label, matrix), []).append((place, piece, tensor))
     for (label, matrix), parts in kinds.items():
-        weights = [(piece, tensor) for piece, tensor in parts if _has_kernels(piece, tensor)]
+        weights = [(piece, tensor) for _, piece, tensor in parts if _has_kernels(piece, tensor)]
         if not weights:
             continue
         sizes = [tensor.extents(piece.words.split) for piece, tensor in weights]
@@ -259,9 +259,9 @@ def _kernels(pieces: tuple[Piece, ...], rules: Mxfp4Kernels | None) -> Iterator[
             name=matrix,
             experts=experts,
             layers=layers,
-            stored=sum(piece.size for piece, _ in parts) // (experts * layers),
+            stored=sum(piece.size for _, piece, _ in parts) // (experts * layers),
             tensors=(values, scales, rows * columns // _SCALED, biases),
-            pieces=tuple(piece for piece, _ in parts),
+            places=tuple(place for place, _, _ in parts),
         )
 
 
@@ -276,24 +276,30 @@ def _up(size: int, multiple: int) -> int:
 
 def _rounded_up(pieces: tuple[Piece, ...], kernels: list[_Kernel]) -> Iterator[Term[int]]:
     """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
-    sizes: dict[tuple[str, ...], tuple[int, int]] = {}
-    replaced = {piece.path for kernel in kernels for piece in kernel.pieces}
-    for kernel in kernels:
-        for number, each in enumerate(kernel.tensors):
-            key = "experts", kernel.label, f"{kernel.name} {number}"
-            sizes[key] = kernel.experts * each, kernel.layers
-    for piece in pieces:
-        if piece.path in replaced:
+    found = [
+        ((kernel.label, f"{kernel.name} {number}"), kernel.experts * each, kernel.layers)
+        for kernel in kernels
+        for number, each in enumerate(kernel.tensors)
+    ]
+    replaced = {place for kernel in kernels for place in kernel.places}
+    #: Where what is merged stands in `found`.
+    merged: dict[tuple[str, ...], int] = {}
+    for place, piece in enumerate(pieces):
+        if place in replaced:
             continue
-        merged = _merged(piece)
+        matrix = _merged(piece)
         for number, (path, factors) in enumerate(piece.terms((), 1)):
-            key = path if number or merged is None else (*path[:2], merged)
-            size, _ = sizes.get(key, (0, 0))
-            sizes[key] = size + Term[int](path, factors).value, piece.layers
-    for key, (size, layers) in sizes.items():
+            size = Term[int](path, factors).value
+            if number or matrix is None:
+                found.append((path[1:], size, piece.layers))
+                continue
+            at = merged.setdefault((*piece.operation[:2], matrix), len(found))
+            begun = found[at][1] if at < len(found) else 0
+            found[at:] = [((path[1], matrix), begun + size, piece.layers), *found[at + 1 :]]
+    for name, size, layers in found:
         lost = -size % (2 * MiB)
         if size >= 10 * MiB and 0 < lost <= MiB:
-            yield Term(("allocator rounding", *key[1:]), ((lost, "bytes"), (layers, "tensors")))
+            yield Term(("allocator rounding", *name), ((lost, "bytes"), (layers, "tensors")))
 
 
 def _merged(piece: Piece) -> str | None:

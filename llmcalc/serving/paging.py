@@ -39,7 +39,7 @@ from llmcalc.boundary import choice, whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
 from llmcalc.engines.engine import Engine
-from llmcalc.engines.pools import Cells
+from llmcalc.engines.pools import Cells, PoolRule
 from llmcalc.engines.registry import DEFAULT, with_pool
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.breakdowns import FoldBreakdown
@@ -259,8 +259,7 @@ def allocate(
     ideal = held.needed(tokens, number)
     leaves = _ideal(ideal)
     if policy == "contiguous":
-        cells = (lambda _: None) if not takes.cells else _cells(known.pool, reserved, block, step)
-        whole = held.reserved(reserved, number, cells)
+        whole = held.reserved(reserved, number, _cells(known.pool, reserved, block, step))
         leaves += [
             Term(("reserved", *path), ((size - part.value, "bytes"),))
             for (path, size), part in zip(whole, ideal.terms, strict=True)
@@ -447,11 +446,15 @@ class Held:
         return totals.index(max(totals))
 
 
-def _cells(rule: Cells, context: int, block: int, step: int) -> Callable[[Span], int | None]:
+def _cells(rule: PoolRule, context: int, block: int, step: int) -> Callable[[Span], int | None]:
     """Return how many cells are reserved: whole blocks, and of a window a step's beside it.
+
+    It is `None` for as many as a request holds, as under any rule but that of cells.
 
     Source: llama.cpp, ``src/llama-context.cpp`` (``n_ctx``) and ``src/llama-kv-cache-iswa.cpp``.
     """
+    if not isinstance(rule, Cells):
+        return lambda _: None
 
     def cells(span: Span) -> int | None:
         window = span.size if isinstance(span, Window | Chunk) else None

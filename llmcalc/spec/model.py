@@ -80,6 +80,7 @@ class Residual(Described, ABC):
 class Beside(Protocol):
     """What stands beside the layers, once: it emits entries of groups of its own."""
 
+    @abstractmethod
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit the entries in a model of width `embed`."""
 
@@ -88,12 +89,15 @@ class Predictor(Protocol):
     """Modules after the layers that predict further tokens: `MultiToken`."""
 
     @property
+    @abstractmethod
     def layers(self) -> tuple[Layer, ...]:
         """The layers of each module, in order."""
 
+    @abstractmethod
     def entries(self, embed: Axis) -> Iterator[Entry]:
         """Emit what the modules hold, without the embedding and the head of the model."""
 
+    @abstractmethod
     def copies(self, embed: Axis, vocab: Axis) -> Iterator[Entry]:
         """Emit the copies of the model's token table and head that some checkpoints hold."""
 

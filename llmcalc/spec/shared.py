@@ -94,9 +94,9 @@ class SharedBlock(Residual):
             ("feed_forward", None, "adapter", embed, ((inner,), (inner,)))
         ]
         if self.attention_adapters:
-            pairs += [
+            pairs.extend(
                 ("attention", name, f"{name}.adapter", wide, ((wide,),)) for name in ("q", "k", "v")
-            ]
+            )
         for group, of, name, into, out in pairs:
             first, second = f"{name}_a", f"{name}_b"
             yield group, Linear(name=first, of=of or first, into=(into,), out=((rank,),))
