@@ -44,13 +44,13 @@ from llmcalc.engines.placement import GENERIC, Placement
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import WHOLE, Split, is_split, portion
 from llmcalc.spec.items import Cache, Linear, Mix, Table
+from llmcalc.spec.ledger import Entry, Place, StoredTensor
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.spec.spans import Chunk, Constant, Span, Window
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
     from llmcalc.engines.engine import Engine
-    from llmcalc.spec.ledger import Entry, Place, StoredTensor
 
 __all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage", "chosen"]
 
@@ -433,7 +433,7 @@ class Rank:
 
 
 #: More devices than any machine has; the limit keeps a slip from taking all memory.
-_MOST_DEVICES: Final = 2**20
+_MOST_DEVICES: Final[int] = 2**20
 
 
 def _split(ranks: int, rank: int, vocab_multiple: int) -> Split:
@@ -480,7 +480,7 @@ def _refuse(field: str, value: object, rule: str | None) -> None:
 
 
 #: Everything on one device.
-ONE_DEVICE: Final = Layout()
+ONE_DEVICE: Final[Layout] = Layout()
 
 
 def chosen(tensor_parallel: Int, layout: Layout | None) -> Layout:

@@ -14,12 +14,12 @@ from llmcalc.folds.workloads import Requests, Workload
 from llmcalc.layouts import Layout, Rank, chosen
 from llmcalc.spec.axes import WHOLE, Axis, Split, portion
 from llmcalc.spec.items import Linear, Product, Table
+from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.spec.spans import Span
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
-    from llmcalc.spec.ledger import Entry
-    from llmcalc.spec.spans import Span
 
 __all__ = ["EVERYTHING", "Owner", "is_routed", "owners_of", "ranks_of"]
 

@@ -37,6 +37,9 @@ Kind: TypeAlias = Literal[
 #: What is timed as one: group, layer label and operation.
 Operation: TypeAlias = tuple[str, ...]
 
+#: What a piece is of: an item that computes, or what is stored.
+Source: TypeAlias = Entry | StoredTensor
+
 #: A term: its path and its factors.
 Shown: TypeAlias = tuple[tuple[str, ...], tuple[Factor, ...]]
 
@@ -130,7 +133,7 @@ class Piece(NamedTuple):
     per: Count
     layers: int
     uses: int
-    source: Entry | StoredTensor | None
+    source: Source | None
     maker: Maker
     part: str = ""
     numbers: tuple[int, ...] | None = None
