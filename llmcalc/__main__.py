@@ -1169,7 +1169,6 @@ def _timings(rows: Iterable[object]) -> list[_Timing]:
 
 if __name__ == "__main__":
     try:
-        status = main()
+        sys.exit(main())
     except KeyboardInterrupt:
-        status = 130
-    sys.exit(status)
+        sys.exit(130)

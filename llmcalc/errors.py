@@ -98,11 +98,11 @@ class UnknownNameError(LlmcalcError):
     ) -> None:
         self.field = field
         self.value = value
-        self.known = tuple(sorted(known))
+        self.known: tuple[str, ...] = tuple(sorted(known))
         self.listed_by = listed_by
         #: Lower-case spellings, by which a name may be near, of the names to suggest.
         near = {name.casefold(): name for name in self.known} if spellings is None else spellings
-        self.suggestions = nearest(value[:LONGEST_MESSAGE].casefold(), near)
+        self.suggestions: tuple[str, ...] = nearest(value[:LONGEST_MESSAGE].casefold(), near)
         super().__init__(listing_message(field, value, self._rules()))
 
     def _rules(self) -> Iterator[str]:

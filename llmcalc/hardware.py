@@ -284,9 +284,9 @@ class UnknownDeviceError(UnknownNameError):
                 break
         self.field = field
         self.value = value
-        self.known = tuple(sorted(known))
+        self.known: tuple[str, ...] = tuple(sorted(known))
         self.listed_by = "llmcalc.hardware.names()"
-        self.suggestions = tuple(beginning) or near
+        self.suggestions: tuple[str, ...] = tuple(beginning) or near
         several = len(beginning) > 1
         rules = self._could_be() if several else self._rules()
         LlmcalcError.__init__(self, listing_message(field, value, rules))

@@ -354,6 +354,10 @@ class Rank:
         "tensor_rank",
     )
 
+    layout: Layout
+    stage: Stage
+    replica: int
+    tensor_rank: int
     #: How attention and its caches are split.
     attention: Split
 

@@ -9,7 +9,7 @@ Unit types, which tell a `llmcalc.Breakdown` of one unit from one of another, fo
 and at run time:
 
 * `Bytes`, `Params`, `Flops`: counted in integers.
-* `Seconds`: a float.
+* `Seconds`, `TokensPerSecond`: floats.
 
 Printing:
 
@@ -34,6 +34,7 @@ __all__ = [
     "Params",
     "Seconds",
     "TiB",
+    "TokensPerSecond",
     "Unit",
     "format_integer",
     "format_quantity",
@@ -77,6 +78,12 @@ class Flops(Unit):
     """Floating-point operations; one multiply-accumulate is two."""
 
     symbol: ClassVar[str] = "FLOP"
+
+
+class TokensPerSecond(Unit):
+    """Tokens by time, a float."""
+
+    symbol = "tokens/s"
 
 
 class Seconds(Unit):

@@ -33,8 +33,8 @@ class Owner:
     __slots__ = ("_key", "pipeline", "rank")
 
     def __init__(self, rank: Rank | None = None, *, pipeline: bool = False) -> None:
-        self.rank = rank
-        self.pipeline = pipeline or rank is None or rank.stage.stages == 1
+        self.rank: Rank | None = rank
+        self.pipeline: bool = pipeline or rank is None or rank.stage.stages == 1
         self._key: tuple[object, ...] = ()
         if rank is not None:
             stage = None if self.pipeline else rank.stage.number

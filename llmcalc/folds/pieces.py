@@ -243,7 +243,7 @@ class Fold:
     __slots__ = ("_kinds", "_numbers", "counts", "late", "operations", "pieces")
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
-        self.pieces = tuple(pieces)
+        self.pieces: tuple[Piece, ...] = tuple(pieces)
         numbers: dict[Count, int] = {}
         operations: dict[Operation, dict[int, int]] = {}
         each: list[int] = []
@@ -259,7 +259,7 @@ class Fold:
                 operations[piece.operation] = {number: size}
             else:
                 sums[number] = sums.get(number, 0) + size
-        self.counts = tuple(numbers)
+        self.counts: tuple[Count, ...] = tuple(numbers)
         self._numbers = each
         self._kinds: dict[tuple[Kind, ...], Sums] = {}
         late = [count.is_late for count in self.counts]
@@ -269,7 +269,7 @@ class Fold:
             ordered = self.operations[key] = _ordered(sums, late)
             if late[ordered[-1][0]]:  # the last ones grow with past tokens
                 growing.append(key)
-        self.late = frozenset(growing)
+        self.late: frozenset[Operation] = frozenset(growing)
 
     def of(self, *kinds: Kind) -> Sums:
         """Return the sum of all pieces, or of those of some kinds."""

@@ -170,11 +170,10 @@ def formats_in(
         if len(kinds) == 1 or not tensor.times:
             yield ((kinds[0][0], None),)
             continue
-        layers: dict[str, tuple[Format, list[int]]] = {}
+        layers: dict[Format, list[int]] = {}
         for number in ledger.layer_numbers[tensor.label]:
-            format = scheme.format_of(tensor, number)
-            layers.setdefault(format.name, (format, []))[1].append(number)
-        yield tuple([(format, tuple(numbers)) for format, numbers in layers.values()])
+            layers.setdefault(scheme.format_of(tensor, number), []).append(number)
+        yield tuple([(format, tuple(numbers)) for format, numbers in layers.items()])
 
 
 def _kinds_of_tensors(ledger: Ledger, scheme: Scheme) -> tuple[tuple[LayersOf, ...], ...]:

@@ -74,6 +74,8 @@ class Workload:
 
     __slots__ = ("_bounds", "_given", "_replicas", "_scalar", "shape")
 
+    shape: tuple[int, ...] | None
+
     def __init__(
         self,
         batch: Int | IntArray,
@@ -218,6 +220,9 @@ class Values:
     """
 
     __slots__ = ("_counts", "_found", "_kinds", "_workload", "shape", "wide")
+
+    shape: tuple[int, ...] | None
+    wide: bool
 
     def __init__(self, workload: Workload, counts: Sequence[Count], *, wide: bool) -> None:
         self.shape, self.wide = workload.shape, wide

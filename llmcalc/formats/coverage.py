@@ -177,10 +177,10 @@ class Coverage(Scheme):
 
 def counted(formats: Iterable[Format]) -> tuple[tuple[Format, int], ...]:
     """Return the formats, each once, and how often each was given."""
-    counts: dict[str, list[Format]] = {}
+    counts: dict[Format, int] = {}
     for format in formats:
-        counts.setdefault(format.name, []).append(format)
-    return tuple((several[0], len(several)) for several in counts.values())
+        counts[format] = counts.get(format, 0) + 1
+    return tuple(counts.items())
 
 
 def _stays_wide(tensor: StoredTensor) -> bool:

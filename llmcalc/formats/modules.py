@@ -109,7 +109,7 @@ class Patterns:
     def __init__(self, patterns: Iterable[object], field: str) -> None:
         names: set[str] = set()
         self._expressions: list[re.Pattern[str]] = []
-        self.by_layer = False
+        self.by_layer: bool = False
         for pattern in patterns:
             if not isinstance(pattern, str):
                 raise InvalidValueError(field, pattern, "must be a module's name or a pattern")

@@ -60,11 +60,11 @@ class KVCache:
     def __init__(
         self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int]
     ) -> None:
-        self.keys = tuple(keys)
-        self.values = tuple(values)
-        self.lengths = tuple(lengths)
+        self.keys: tuple[Tensor, ...] = tuple(keys)
+        self.values: tuple[Tensor, ...] = tuple(values)
+        self.lengths: tuple[int, ...] = tuple(lengths)
         #: (K, D) of every layer.
-        self.heads = tuple(tuple(key.shape[2:]) for key in keys)
+        self.heads: tuple[tuple[int, ...], ...] = tuple(tuple(key.shape[2:]) for key in keys)
         #: The same tensors as attention reads them, (B, K, capacity, D).
         self._views = tuple(
             (key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
@@ -132,6 +132,17 @@ class Step:
 
 class AttentionLayer(nn.Module):
     """Multi-head, grouped-query or multi-query attention, with or without a cache."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    W_q: nn.Linear
+    W_k: nn.Linear
+    W_v: nn.Linear
+    W_o: nn.Linear | None
+    has_output: bool
+    widths: tuple[int, int, int]
+    split: tuple[int, int, int]
 
     def __init__(self, part: Attention, width: int) -> None:
         super().__init__()
@@ -251,6 +262,12 @@ class AttentionLayer(nn.Module):
 class FeedForwardLayer(nn.Module):
     """``fc2(activation(fc1(x)))``, or gated: ``fc2(activation(gate(x)) * fc1(x))``."""
 
+    gate: nn.Linear | None
+    fc1: nn.Linear
+    fc2: nn.Linear
+    gated: bool
+    activation: _Function
+
     def __init__(self, part: FeedForward, width: int) -> None:
         super().__init__()
         self.gate = nn.Linear(width, part.inner_dim, bias=part.input_bias) if part.gated else None
@@ -278,6 +295,12 @@ class FeedForwardLayer(nn.Module):
 class NormLayer(nn.Module):
     """RMSNorm or LayerNorm."""
 
+    kind: Literal["rms", "layer"]
+    eps: float
+    shape: tuple[int]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, part: Norm, width: int) -> None:
         super().__init__()
         self.kind, self.eps, self.shape = part.kind, part.eps, (width,)
@@ -302,6 +325,11 @@ class NormLayer(nn.Module):
 
 class DecoderLayer(nn.Module):
     """``x + attention(norm1(x))``, then ``x + feed_forward(norm2(x))``."""
+
+    attention: AttentionLayer
+    feed_forward: FeedForwardLayer
+    norm1: NormLayer | None
+    norm2: NormLayer | None
 
     def __init__(self, spec: ModelSpec, blocks: Sequence[Any]) -> None:
         super().__init__()
@@ -337,24 +365,29 @@ class DecoderLayer(nn.Module):
 class _Pass:
     """What all layers of one forward pass share: cache, sizes, positions and the mask."""
 
+    #: The first new position of any row, how many there are, and L, the most tokens that any row
+    #: attends.
+    start: int
+    new: int
+    end: int
+
     def __init__(self, cache: KVCache | None, counts: Sequence[int], *, explicit: bool) -> None:
         self.cache = cache
         self.explicit = explicit
         #: Tokens of each row before the pass, and new ones; T is the most of them.
         self.past: Sequence[int] = (0,) * len(counts) if cache is None else cache.lengths
         self.counts = counts
-        self.batch = batch = len(counts)
+        self.batch: int = len(counts)
         past, new = self.past[0], counts[0]
         #: Whether all rows are equally long: then no row needs a mask of its own.
-        self.uniform = self.past.count(past) == batch == counts.count(new)
-        #: The first new position of any row, and L, the most tokens that any row attends.
+        self.uniform: bool = self.past.count(past) == self.batch == counts.count(new)
         self.start, self.new, self.end = past, new, past + new
-        self.ends: tuple[int, ...] = (self.end,) * batch
+        self.ends: tuple[int, ...] = (self.end,) * self.batch
         if not self.uniform:
             self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
             self.start, self.new, self.end = min(self.past), max(counts), max(self.ends)
         #: Whether the new tokens attend nothing but each other: the fast path needs no mask then.
-        self.alone = self.uniform and not self.start
+        self.alone: bool = self.uniform and not self.start
         #: Cosines and sines of rotary positions, (T, 1, 1, D) or (T, B, 1, D).
         self.turn: tuple[Tensor, Tensor] | None = None
         #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
@@ -362,9 +395,9 @@ class _Pass:
         #: The final norm and the output matrix.
         self.head: _Function
         #: The probability that an element is dropped.
-        self.dropout = 0.0
+        self.dropout: float = 0.0
         #: Whether one product may give queries, keys and values.
-        self.joint = False
+        self.joint: bool = False
 
     def begin(self, device: torch.device, dropout: float = 0.0) -> None:
         """Settle what is different in inference mode, and make the mask, if one is needed."""
@@ -416,6 +449,12 @@ class TinyDecoder(nn.Module):
     torch.Size([1, 7])
     """
 
+    token_embedding: nn.Embedding
+    pos_embedding: nn.Embedding | None
+    layers: nn.ModuleList
+    norm: NormLayer | None
+    output_projection: nn.Linear
+
     def __init__(
         self,
         spec: ModelSpec,
@@ -431,7 +470,7 @@ class TinyDecoder(nn.Module):
         place = _check_options(dropout, dtype, device, generator)
         super().__init__()
         self.spec = spec
-        self.explicit = attention == "reference"
+        self.explicit: bool = attention == "reference"
         self.dropout = dropout
         embedding, width = spec.embedding, spec.embed_dim
         layers = [run.layer for run in spec.layers for _ in range(run.count)]

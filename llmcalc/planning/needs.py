@@ -113,7 +113,7 @@ class Question:
         check_spec(spec)
         self.spec = spec
         numbers = whole_number(context, "context"), whole_number(batch, "batch")
-        self.demand = Demand(spec, *numbers)
+        self.demand: Demand = Demand(spec, *numbers)
         self.refusal: str | None = None
         self._schemes: list[Scheme] = []
         self._elements: list[CacheFormats] = []
@@ -131,7 +131,7 @@ class Question:
             for own in formats
         ]
         weights, requests = self._weights_on(ONE_DEVICE), self._requests_on(ONE_DEVICE)
-        self.choices = [
+        self.choices: list[Choice] = [
             Choice(own, scheme, elements, sum(weights[scheme] or ()), sum(requests[elements]))
             for own, scheme, elements in numbered
         ]

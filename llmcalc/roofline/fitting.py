@@ -41,10 +41,11 @@ from llmcalc.roofline.forecasts import Run
 from llmcalc.roofline.times import StepTime
 
 if TYPE_CHECKING:
-    from numpy import floating
+    from numpy import floating, integer
     from numpy.typing import NDArray
 
     Array: TypeAlias = NDArray[floating[Any]]
+    Indices: TypeAlias = NDArray[integer[Any]]
 
 __all__ = ["PARAMETERS", "Fit", "Group", "GroupFits", "Measurement", "fit", "fit_groups"]
 
@@ -178,6 +179,16 @@ class Group(NamedTuple):
 class _Data:
     """The steps of many measurements, flat, and which group each belongs to."""
 
+    work: Work
+    #: The measurement of each step, how often it is in it, and what of it a pipeline gains.
+    row: Indices
+    often: Array
+    gains: Array
+    #: The group, the logarithm of the seconds and the noise of each measurement.
+    group: Indices
+    logs: Array
+    noise: Array
+
     def __init__(
         self, measurements: Sequence[Measurement], group: Sequence[int], expands: Sequence[bool]
     ) -> None:
@@ -230,11 +241,11 @@ class _Parameters:
     sharpness = STRUCTURE["sharpness"]
     overlap = STRUCTURE["overlap"]
 
-    def __init__(self, values: Mapping[str, Array], group: NDArray[Any]) -> None:
+    def __init__(self, values: Mapping[str, Array], group: Indices) -> None:
         self._values = values
         self._group = group
 
-    def at(self, points: NDArray[Any]) -> _Parameters:
+    def at(self, points: Indices) -> _Parameters:
         """Return those of some of the elements."""
         return _Parameters(self._values, self._group[points])
 
@@ -280,7 +291,7 @@ def _solve(
     start: Array,
     mean: Array,
     precision: Array,
-    used: NDArray[Any],
+    used: Indices,
 ) -> Array:
     """Return the most likely parameters of all groups, (groups, parameters).
 
@@ -403,7 +414,7 @@ class GroupFits:
     """The fits of several groups of measurements, made together; see `fit_groups`."""
 
     def __init__(
-        self, groups: Sequence[Group], data: _Data, z: Array | None, used: NDArray[Any]
+        self, groups: Sequence[Group], data: _Data, z: Array | None, used: Indices
     ) -> None:
         import numpy as np
 
@@ -417,7 +428,7 @@ class GroupFits:
         start = self._mean if z is None else z
         self._z = _solve(data, start, self._mean, self._precision, used)
 
-    def without(self, measurements: NDArray[Any]) -> GroupFits:
+    def without(self, measurements: Indices) -> GroupFits:
         """Return the fits that leave out the measurements of these numbers."""
         import numpy as np
 

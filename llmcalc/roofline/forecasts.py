@@ -236,6 +236,11 @@ class Forecast(Described):
     run: Run
     calibration: Calibration
 
+    def __repr__(self) -> str:
+        rate = format_quantity(self.tokens_per_second, TokensPerSecond)
+        first = format_quantity(self.first_token_seconds, Seconds)
+        return f"<Forecast for {self.calibration}: {rate}, the first token after {first}>"
+
     @property
     def efficiency(self) -> Efficiency:
         """The efficiency that the times are of."""

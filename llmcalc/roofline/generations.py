@@ -47,6 +47,12 @@ class Generation(DescribedArrays):
     decode: StepTime | None
     devices: int = 1
 
+    def __repr__(self) -> str:
+        rate = format_quantity(self.tokens_per_second, TokensPerSecond)
+        first = format_quantity(self.first_token_seconds, Seconds)
+        where = f"{self.devices} x {self.prefill.device.name}"
+        return f"<Generation on {where}: at most {rate}, the first token after {first}>"
+
     @property
     def first_token_seconds(self) -> Any:
         """The time to the first token: the prefill's bound."""

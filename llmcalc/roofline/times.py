@@ -39,7 +39,7 @@ from llmcalc.roofline.traffic import moves
 from llmcalc.spec.kept import kept
 from llmcalc.spec.ledger import ONE_ROW
 from llmcalc.spec.model import Ledger, ModelSpec
-from llmcalc.units import Bytes, Flops
+from llmcalc.units import Bytes, Flops, Seconds, format_quantity
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
@@ -101,6 +101,11 @@ class StepTime(DescribedArrays):
     link_bytes_per_second: float | None = None
     collective_latency_seconds: float = 0.0
     collectives: tuple[Collective, ...] = ()
+
+    def __repr__(self) -> str:
+        seconds = format_quantity(self.seconds, Seconds)
+        bound = format_quantity(self.bound_seconds, Seconds)
+        return f"<StepTime on {self.device.name}: {seconds}, at least {bound}>"
 
     @property
     def work(self) -> FoldBreakdown[Flops, Any]:
@@ -422,7 +427,13 @@ def step_time(
 def _number_format(ledger: Ledger, device: DeviceSpec, given: Formats) -> str:
     """Return the number format that most of the weights are multiplied in."""
     number = kept(ledger, _main_format, given.weights).number_format
-    return number if number is not None and number in device.peak_flops else given.element().name
+    if number is not None and number in device.peak_flops:
+        return number
+    activations = given.element()
+    if activations.number_format is None:
+        rule = f"must be given: values in {activations.name} are multiplied in no number format"
+        raise InvalidValueError("compute", None, rule)
+    return activations.number_format
 
 
 def _main_format(ledger: Ledger, weights: str | Format | Scheme) -> Format:

@@ -62,6 +62,9 @@ class Budget(Described):
     def __bool__(self) -> bool:
         return self.fits
 
+    def __repr__(self) -> str:
+        return f"<Budget of {self.engine.name}: {self.reason}>"
+
     @property
     def weight_bytes(self) -> int:
         """What the loaded weights take."""

@@ -82,6 +82,9 @@ class Reconciliation(Described):
     def __bool__(self) -> bool:
         return not self.broken
 
+    def __repr__(self) -> str:
+        return f"<Reconciliation of {self.engine} with {self.model}: {self.explanation}>"
+
     def __getitem__(self, term: str) -> Comparison:
         for comparison in self.comparisons:
             if comparison.term == term:

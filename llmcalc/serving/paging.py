@@ -109,6 +109,11 @@ class Allocation(Described):
     tokens_of_blocks: bool = True
     shards: int = 1
 
+    def __repr__(self) -> str:
+        needs = format_quantity(self.request_bytes, Bytes)
+        blocks = "" if self.blocks is None else f" in {self.blocks} blocks"
+        return f"<Allocation of {self.context} tokens under {self.policy}: {needs}{blocks}>"
+
     @property
     def request_bytes(self) -> int:
         """What a request takes, in bytes: that of its blocks, where it has some."""
@@ -368,12 +373,12 @@ class Held:
 
     def __init__(self, ledger: Ledger, ranks: tuple[Rank, ...], elements: CacheFormats) -> None:
         owner = Owner(ranks[0], pipeline=True)
-        self.ranks = ranks
+        self.ranks: tuple[Rank, ...] = ranks
         self._fold = caches_held(ledger, owner, elements)
         self._caches = tuple(cache for _, cache in ledger.caches)
         pieces = tuple(zip(ledger.caches, self._fold.pieces, strict=True))
-        self.kinds = tuple(_kinds(pieces, rank) for rank in ranks)
-        self.alike = tuple(map(self.kinds.index, self.kinds))
+        self.kinds: tuple[list[_Kind], ...] = tuple(_kinds(pieces, rank) for rank in ranks)
+        self.alike: tuple[int, ...] = tuple(map(self.kinds.index, self.kinds))
 
     def paged(
         self,

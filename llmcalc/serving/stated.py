@@ -84,9 +84,14 @@ class Stated:
     `dtype` is the format of the model's own numbers, if it is not the log's.
     """
 
+    log: EngineLog
+    spec: ModelSpec
+    #: The engine that wrote the log.
+    writer: Engine
+    dtype: str
+
     def __init__(self, log: EngineLog, spec: ModelSpec, dtype: str | None = None) -> None:
         self.log, self.spec = log, spec
-        #: The engine that wrote the log.
         self.writer = get(log.engine)
         self.dtype = dtype or _DTYPES.get(str(log.settings.get("dtype")), "bf16")
 

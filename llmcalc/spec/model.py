@@ -249,6 +249,14 @@ class ModelSpec(Described):
                 f"must be at most the {learned} learned positions",
             )
 
+    def __repr__(self) -> str:
+        kinds: dict[str, int] = {}
+        for run in self.layers:
+            kinds[run.label] = kinds.get(run.label, 0) + run.count
+        layers = ", ".join([f"{count} {label}" for label, count in kinds.items()])
+        sizes = f"width {self.embed_dim}, vocabulary {self.embedding.vocab_size}"
+        return f"<ModelSpec {self.name}: {self.num_layers} layers ({layers}), {sizes}>"
+
     @property
     def num_layers(self) -> int:
         """The number of layers."""
@@ -496,8 +504,8 @@ class Ledger:
     ) -> None:
         # The model has its ledger, and lives as long as anybody asks about it.
         self._spec = ref(spec)
-        self.entries = tuple(entries)
-        self.steps = tuple(steps)
+        self.entries: tuple[Entry, ...] = tuple(entries)
+        self.steps: tuple[ResidualStep, ...] = tuple(steps)
         self.kept: dict[tuple[Hashable, ...], Any] = {}
 
     @property
