@@ -307,6 +307,17 @@ class Engine(Described):
     def __str__(self) -> str:
         return self.name
 
+    def __repr__(self) -> str:
+        known = {
+            "placement": self.placement,
+            "pool": self.pool_rule,
+            "activation": self.activation,
+            "non-torch": self.non_torch_bytes,
+            "forecasts": self.calibration,
+        }
+        found = ", ".join([name for name, rule in known.items() if rule is not None])
+        return f"<Engine {self.name}: {found or 'nothing'} known>"
+
     @property
     def pool(self) -> PoolRule:
         """How the cache pool comes about. Raises `llmcalc.LlmcalcError` where that is not known."""

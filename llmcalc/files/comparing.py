@@ -16,12 +16,11 @@ import attrs
 
 from llmcalc import memory
 from llmcalc.described import Described
-from llmcalc.errors import InvalidValueError
 from llmcalc.files.names import ALIKE, group_of, layer_of
 from llmcalc.files.packed import parameters_of
 from llmcalc.headers.local import tensors
 from llmcalc.spec.ledger import StoredTensor
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.units import Params, format_integer, format_quantity
 
 __all__ = ["Comparison", "compare"]
@@ -108,8 +107,7 @@ def compare(path: str | os.PathLike[str], spec: ModelSpec) -> Comparison:
     >>> report.differences
     {'norms': -24, 'attention': -256, 'feed_forward': -192, 'head': -32}
     """
-    if not isinstance(spec, ModelSpec):
-        raise InvalidValueError("spec", spec, "must be a ModelSpec")
+    check_spec(spec)
     found = tensors(path)
     by_name = {tensor.name: tensor for tensor in found}
     described, tied = _described(spec), set(_tied_tables(spec))

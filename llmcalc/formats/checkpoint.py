@@ -17,7 +17,7 @@ from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.formats.blocks import Extra, Format, get, packed_integers
 from llmcalc.formats.coverage import EXPERTS, HEAD, Coverage, Rule, Scheme, Uniform
 from llmcalc.spec.checkpoint import QuantizedCheckpoint
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.model import ModelSpec, check_spec
 
 __all__ = ["from_config", "scheme"]
 
@@ -29,6 +29,7 @@ def scheme(spec: ModelSpec) -> Scheme:
 
     Raises `llmcalc.LlmcalcError` where the config states no format, or one that is not known.
     """
+    check_spec(spec)
     stated = spec.checkpoint
     if stated is None:
         raise InvalidValueError(
@@ -56,6 +57,7 @@ def from_config(config: Mapping[str, Any], spec: ModelSpec, *, wide: str | None 
     >>> checkpoint.from_config(own, spec).format_of(spec.ledger.tensors[2]).name
     'fp8 128x128'
     """
+    check_spec(spec)
     if not isinstance(config, Mapping):
         raise InvalidValueError(_FIELD, config, "must be an object")
     method = _method(config)

@@ -1,6 +1,6 @@
 """Which specs a `TinyDecoder` executes, exactly as they say.
 
-* `check_spec`: refuse any other; give the rotary positions that its layers share.
+* `check_executed`: refuse any other; give the rotary positions that its layers share.
 * `ACTIVATIONS`: the functions of a feed-forward, by name.
 """
 
@@ -27,8 +27,9 @@ from llmcalc.spec import (
     Norm,
     Rotary,
 )
+from llmcalc.spec.model import check_spec
 
-__all__ = ["ACTIVATIONS", "check_spec"]
+__all__ = ["ACTIVATIONS", "check_executed"]
 
 _RULE: Final = "cannot be executed by TinyDecoder"
 
@@ -57,13 +58,12 @@ _EXECUTED: Final[dict[type[Any], frozenset[str]]] = {
 }
 
 
-def check_spec(spec: ModelSpec) -> tuple[Rotary, int] | None:
+def check_executed(spec: ModelSpec) -> tuple[Rotary, int] | None:
     """Refuse what this model would not compute exactly as the spec says.
 
     Returns the rotary positions of all layers and the head dimension that they turn.
     """
-    if not isinstance(spec, ModelSpec):
-        raise InvalidValueError("spec", spec, "must be a ModelSpec")
+    check_spec(spec)
     for part in (spec, spec.embedding, spec.final_norm, spec.head):
         _check_part(part)
     positions: set[tuple[Rotary, int] | None] = set()

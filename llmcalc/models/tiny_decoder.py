@@ -24,7 +24,7 @@ from torch.nn import functional as F  # noqa: N812  # the field's name for it
 
 from llmcalc.boundary import choice, flag_argument, whole_number
 from llmcalc.errors import InvalidValueError
-from llmcalc.models.executed import ACTIVATIONS, check_spec
+from llmcalc.models.executed import ACTIVATIONS, check_executed
 from llmcalc.models.sampling import Sampling
 from llmcalc.spec import Attention, FeedForward, ModelSpec, Norm, Rotary
 
@@ -465,7 +465,7 @@ class TinyDecoder(nn.Module):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        positions = check_spec(spec)
+        positions = check_executed(spec)
         choice(attention, "attention", ("fast", "reference"))
         place = _check_options(dropout, dtype, device, generator)
         super().__init__()

@@ -28,7 +28,8 @@ from llmcalc.roofline.efficiencies import Calibration, Fallback, conventions, ge
 from llmcalc.roofline.efficiency import Efficiency, Work
 from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import StepTime, step_time
-from llmcalc.spec.model import ModelSpec
+from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.units import Seconds, TokensPerSecond, format_quantity
 
 if TYPE_CHECKING:
     from numpy import floating
@@ -63,6 +64,17 @@ class Run(Described):
     stages: int
     micro_batches: float
     pipeline_gain: float
+
+    def __repr__(self) -> str:
+        bound = format_quantity(self.seconds(), Seconds)
+        tokens = f"{self.prompt} + {self.new_tokens} tokens"
+        return f"<Run of {self.batch} x {tokens} on {self.place}: at least {bound}>"
+
+    @property
+    def place(self) -> str:
+        """The devices, in words."""
+        step = self.prefill or self.decode
+        return f"{self.devices} devices" if step is None else f"{self.devices} x {step.device.name}"
 
     def prefill_seconds(self, efficiency: Efficiency | None = None) -> float:
         """Return the time to the first token: the bound, or the forecast of an efficiency."""
@@ -139,6 +151,7 @@ def run(
     """
     import numpy as np
 
+    check_spec(spec)
     tokens = whole_number(prompt, "prompt")
     new = whole_number(new_tokens, "new_tokens")
     requests = whole_number(batch, "batch", minimum=1)
@@ -239,7 +252,8 @@ class Forecast(Described):
     def __repr__(self) -> str:
         rate = format_quantity(self.tokens_per_second, TokensPerSecond)
         first = format_quantity(self.first_token_seconds, Seconds)
-        return f"<Forecast for {self.calibration}: {rate}, the first token after {first}>"
+        by = self.calibration.engine or "an efficiency of its own"
+        return f"<Forecast for {by} on {self.run.place}: {rate}, the first token after {first}>"
 
     @property
     def efficiency(self) -> Efficiency:

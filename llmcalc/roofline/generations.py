@@ -20,6 +20,7 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
 from llmcalc.roofline.times import StepTime, step_time
 from llmcalc.spec.model import ModelSpec, check_spec
+from llmcalc.units import Seconds, TokensPerSecond, format_quantity
 
 if TYPE_CHECKING:
     from numpy import floating

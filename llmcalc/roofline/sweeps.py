@@ -39,7 +39,7 @@ from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import step_time
 from llmcalc.spec.model import ModelSpec
 from llmcalc.tables import Column, Table, column, labels
-from llmcalc.units import Bytes, Flops, Seconds
+from llmcalc.units import Bytes, Flops, Seconds, TokensPerSecond
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
@@ -55,7 +55,7 @@ TIMES: Final = ("seconds", "bound_seconds")
 #: What tells the combinations of a sweep apart.
 LABELS: Final = ("device", "layout", "weights", "kv")
 
-_RATE: Final = "tokens/s"
+_RATE: Final = TokensPerSecond.symbol
 
 #: The columns of numbers, with their units. ``"bound"`` is a text.
 UNITS: Final[Mapping[str, str]] = {
