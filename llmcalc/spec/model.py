@@ -178,24 +178,35 @@ def runs(layers: Iterable[Layer]) -> tuple[LayerRun, ...]:
     >>> [(run.label, run.count) for run in runs([kinds[0], kinds[0], kinds[1]])]
     [('window', 2), ('decoder', 1)]
     """
-    layers = list(layers)
-    # Readers give equal layers as one object: each object is compared with the others once.
-    distinct: dict[Layer, Layer] = {}
-    first = {id(layer): layer for layer in layers}
-    first = {key: distinct.setdefault(layer, layer) for key, layer in first.items()}
-    labels: dict[int, str] = {}
-    kinds: dict[str, int] = {}
-    result: list[LayerRun] = []
-    for key, run in groupby(id(first[id(layer)]) for layer in layers):
-        layer = first[key]
-        if key not in labels:
-            parts = tuple(layer.parts)
-            words = [part.label for part in parts if part.label] or [part.group for part in parts]
-            label = "-".join(dict.fromkeys(words))
-            same = kinds[label] = kinds.get(label, 0) + 1
-            labels[key] = label if same == 1 else f"{label} {same}"
-        result.append(LayerRun(count=sum(1 for _ in run), label=labels[key], layer=layer))
-    return tuple(result)
+    kinds: list[Layer] = []
+    numbers = [_number(layer, kinds) for layer in layers]
+    same: dict[str, int] = {}
+    labels: list[str] = []
+    for layer in kinds:
+        parts = tuple(layer.parts)
+        words = [part.label for part in parts if part.label] or [part.group for part in parts]
+        label = "-".join(dict.fromkeys(words))
+        same[label] = same.get(label, 0) + 1
+        labels.append(label if same[label] == 1 else f"{label} {same[label]}")
+    return tuple(
+        [
+            LayerRun(count=len(list(run)), label=labels[number], layer=kinds[number])
+            for number, run in groupby(numbers)
+        ]
+    )
+
+
+def _number(layer: Layer, kinds: list[Layer]) -> int:
+    """Return the number of a layer's kind; a new one is added.
+
+    Readers give equal layers as one object, which is found without comparing any.
+    """
+    for number, kind in enumerate(kinds):
+        if kind is layer:
+            return number
+    if layer not in kinds:
+        kinds.append(layer)
+    return kinds.index(layer)
 
 
 @attrs.frozen(kw_only=True, slots=False, repr=False, eq=False)
