@@ -49,6 +49,7 @@ INTERNAL = (
     "llmcalc.huggingface.",
     "llmcalc.lazy",
     "llmcalc.models.executed",
+    "llmcalc.models.layers",
     "llmcalc.planning.needs",
     "llmcalc.plots.style",
     "llmcalc.serving.identities",

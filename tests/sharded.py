@@ -19,7 +19,8 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.multiprocessing.spawn import spawn
 
-from llmcalc.models.tiny_decoder import KVCache, TinyDecoder, _Pass
+from llmcalc.models.layers import Pass
+from llmcalc.models.tiny_decoder import KVCache, TinyDecoder
 from llmcalc.spec import ModelSpec
 
 #: The dimension that tensor parallelism splits, after Megatron-LM: projections into heads and into
@@ -71,7 +72,7 @@ class ShardedDecoder(TinyDecoder):
             attention: Any = self.layers[layer].attention
             attention._attend = partial(self._attend, attention._attend)
 
-    def _attend(self, attend: Any, q: Any, keys: Any, values: Any, step: _Pass) -> Any:
+    def _attend(self, attend: Any, q: Any, keys: Any, values: Any, step: Pass) -> Any:
         """Attend with the queries of a KV head, which its copies gather from each other."""
         return attend(q.redistribute(placements=[Shard(2), Replicate()]), keys, values, step)
 
@@ -89,7 +90,7 @@ class ShardedDecoder(TinyDecoder):
 
     def step(self, ids: Tensor, cache: KVCache) -> Tensor | None:
         """Run the rank's stage: from the ids or the stage before it, to the next or the logits."""
-        step = _Pass(cache, (ids.shape[1],), explicit=True)
+        step = Pass(cache, (ids.shape[1],), explicit=True)
         step.begin(ids.device)
         neighbour = self.mesh.size()
         if self.stage:

@@ -2,6 +2,7 @@
 
 * `tiny_decoder`: `TinyDecoder`, a dense decoder with KV-cached generation, and its `KVCache`.
 * `executed`: which specs it executes.
+* `layers`: the layers of a decoder.
 * `sampling`: how a next token is chosen from logits.
 * `weights`: weights files, read and written.
 * `modes`: evaluation against expected logits, cached against uncached, benchmark.
