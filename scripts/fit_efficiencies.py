@@ -375,6 +375,15 @@ AutoAWQ's rows are such); reordered columns of GPTQ; hosts that launch kernels l
 kind that was never measured, and an engine on its first device, are guesses: look at the last
 columns.
 
+Nor do they know how often a kernel reads a cache. Most of these engines are of 2023 and 2024, and
+where query heads share a head of keys and values, their kernels read it again for each of them. A
+longer context costs AutoAWQ 1.3 times what the bandwidth allows for its cache where no head is
+shared, and 6 to 7 times where 7 or 8 heads share one; llama.cpp without flash attention 1.6 to 6
+times where 4 do, and 3 to 15 times where 8 do; vLLM and TGI on the MI300X 18 and 17 times where 16
+do. `cache_bandwidth` is one number for all of that, fitted to the models of these rows: for long
+contexts forecasts are too low where more heads share one, and too high where fewer do, and for
+kernels that read a head once.
+
 ## The fits
 
 Errors in per cent: median and 90th percentile of the fit, with the model left out (none where

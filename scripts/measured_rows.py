@@ -334,7 +334,7 @@ def _read(row: Mapping[str, Any], *, for_bound: bool) -> Reading:
     batch = int(row["batch"])
     if spec.max_positions is not None and prompt + new > spec.max_positions + 1:
         spec = _without_limit(spec)  # the row was measured past it
-    weights, number = _weights(row["precision"], spec)
+    weights, number = _weights(row["precision"])
     own = engines.get(engine).conventions if engine in ENGINES else Conventions()
     options = own.options(device.peak_flops)
     numbers = own.compute or number
@@ -496,13 +496,13 @@ _PRECISIONS: Final[dict[str, tuple[str | Format | Scheme, tuple[str, ...]]]] = {
 }
 
 
-def _weights(precision: str, spec: ModelSpec) -> tuple[str | Format | Scheme, tuple[str, ...]]:
+def _weights(precision: str) -> tuple[str | Format | Scheme, tuple[str, ...]]:
     """Return the format of the weights, and the number formats that they may be multiplied in."""
     text = precision.lower()
     if text.startswith("gguf "):
         return precision.split()[1], ("int8", *_WIDE)
     if match := re.fullmatch(r"exl2 ([0-9.]+) bpw", text):
-        return _exl2(float(match[1]), spec), _WIDE
+        return _exl2(float(match[1])), _WIDE
     # Rates without compilation are left out by the engine; their bound is the same.
     found = _PRECISIONS.get(re.sub("^(fp16/)?bf16 eager$", "bf16", text))
     if found is None:
@@ -510,22 +510,17 @@ def _weights(precision: str, spec: ModelSpec) -> tuple[str | Format | Scheme, tu
     return found
 
 
-@cache
 def _exl2_format(bits: float) -> Format:
     """Return a format of so many bits a weight on average, scales included."""
     return Format(name=f"exl2-{bits}", block_elements=16, block_bytes=round(2 * bits))
 
 
-def _exl2(bits: float, spec: ModelSpec) -> Scheme:
+@cache
+def _exl2(bits: float) -> Scheme:
     """Return exllamav2's format: so many bits on average, and 6 in the head."""
     head = Rule(format=_exl2_format(6.0), targets=("re:.*lm_head",))
     rest = Rule(format=_exl2_format(bits), targets=("Linear",))
-    wide = formats.get("fp16")
-    key = f"exl2-{bits}"
-    if key not in spec.ledger.schemes:
-        spec.ledger.schemes[key] = Coverage(name=key, wide=wide, rules=(head, rest))
-    found: Scheme = spec.ledger.schemes[key]
-    return found
+    return Coverage(name=f"exl2-{bits}", wide=formats.get("fp16"), rules=(head, rest))
 
 
 def _split(row: Mapping[str, Any], engine: str) -> tuple[int, int]:
@@ -637,7 +632,7 @@ def _saturated(row: Mapping[str, Any]) -> tuple[float, float]:
         raise _LeftOut("precision")
     device = _device(row["hardware"], fastest=True)
     spec = _model(row["model"])
-    _, numbers = _weights(row["precision"], spec)
+    _, numbers = _weights(row["precision"])
     known = [name for name in numbers if name in device.peak_flops]
     prompt = round(row.get("input_len") or row.get("mean_input_len") or 0)
     new = round(row.get("output_len") or row.get("mean_output_len") or 0)

@@ -126,12 +126,12 @@ def _most_tiled(one: Request, of: Any) -> Any:
     return -(-one.new // tile) * _present(one, span)
 
 
-def _last_keys(one: Request, span: Any) -> Any:
-    """Give the keys that the last token attends, of requests with several new tokens."""
-    several = smaller(one.new, 2) - smaller(one.new, 1)
+def _widest(one: Request, span: Any) -> Any:
+    """Give the keys of the token that attends the most, in requests with several new tokens."""
     if one.bound:
-        return _present(one, span)
-    return several * span.pairs(1, one.past + one.new - several)
+        return span.most_pairs(1, one.past + one.new)
+    several = smaller(one.new, 2) - smaller(one.new, 1)
+    return several * span.widest(one.new, one.past)
 
 
 def _slots(one: Request, span: Any) -> Any:
@@ -153,7 +153,7 @@ _OF_A_REQUEST: Final[Mapping[str, Callable[[Request, Any], Any]]] = {
     "logits": lambda one, _: smaller(one.new, 1),
     "pairs": _pairs,
     "rectangle": lambda one, span: one.new * _present(one, span),
-    "last keys": _last_keys,
+    "widest": _widest,
     "present": _present,
     "fetched": _fetched,
     "unmasked": _unmasked,

@@ -18,15 +18,15 @@ FLOPs :math:`F`, weight bytes :math:`W` and how many layers :math:`L` have it
 
 where :math:`\|x, y\|_s = (x^s + y^s)^{1/s}` (`sharpness`), :math:`c`, :math:`b`, :math:`c_a` and
 :math:`b_a` are shares of the peak and of the bandwidth, :math:`\tau` is what a product takes to
-fill and to drain (so that small products reach a smaller share), :math:`E` are packed weights
-that are first brought to 16 bits, :math:`C` cache bytes, and :math:`F_1` the FLOPs of
-the last query of each request that has several new tokens: a kernel computes them in tiles, and
-:math:`\rho` queries more than there are. A step of one token fills no tile. Activation
-bytes move `activation_passes` times besides, scores `score_passes` times; each product and each
-attention call costs `kernel_seconds`, each step `step_seconds`; and an exchange between :math:`n`
-ranks takes :math:`\lambda (1 + \log_2 n) / 2` before its bytes go over the share `link` of the
-link. So the share of the bandwidth that a read of so many bytes reaches is
-:math:`b\, W / (W + b B \kappa)` with :math:`\kappa` seconds of fixed cost.
+fill and to drain (so that small products reach a smaller share), :math:`E` are packed weights that
+are first brought to 16 bits, :math:`C` cache bytes, and :math:`F_1` the FLOPs of the query that
+attends the most keys, in each request that has several new tokens: a kernel computes them in tiles,
+and :math:`\rho` queries more than there are. A step of one token fills no tile. Activation bytes
+move `activation_passes` times besides, scores `score_passes` times; each product and each attention
+call costs `kernel_seconds`, each step `step_seconds`; and an exchange between :math:`n` ranks takes
+:math:`\lambda (1 + \log_2 n) / 2` before its bytes go over the share `link` of the link. So the
+share of the bandwidth that a read of so many bytes reaches is :math:`b\, W / (W + b B \kappa)` with
+:math:`\kappa` seconds of fixed cost.
 
 All terms are sums of non-negative parts, and shares are at most 1: a forecast is never below the
 bound, and more work never takes less time.
@@ -435,8 +435,8 @@ class _Reading:
             pieces = mixed.get(place, [])
             more: Any = 0.0
             for piece in pieces:
-                last = Count("last keys", "keys", piece.per.of)
-                more = more + piece.size * self._flat(self._count(last))
+                widest = Count("widest", "keys", piece.per.of)
+                more = more + piece.size * self._flat(self._count(widest))
             layers = pieces[0].layers * pieces[0].uses if pieces else 0
             flops, size = self._summed(pieces, self.work), cached.get(place, [])
             yield Attention(None, flops, more, self._summed(size, self.moved)), layers

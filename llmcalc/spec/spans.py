@@ -53,6 +53,10 @@ class Span(Described):
         """Return a bound of the pairs of all workloads up to this one."""
         return self.pairs(new, past)
 
+    def widest(self, new: Any, past: Any) -> Any:
+        """Return the pairs of the new token that attends the most keys: of the last one."""
+        return self.pairs(1, past + new - 1)
+
     def present(self, new: Any, past: Any) -> Any:
         """Return the keys that a step has at hand, in a kernel that skips none of them."""
         return past + new
@@ -188,6 +192,10 @@ class Chunk(Span):
     def most_pairs(self, new: Any, past: Any) -> Any:
         """Return the pairs if every new token met a full chunk."""
         return new * smaller(past + new, self.size)
+
+    def widest(self, new: Any, past: Any) -> Any:
+        """Return those of the last token, or of the last one before a chunk ends."""
+        return smaller(past % self.size + new, self.size)
 
     def present(self, new: Any, past: Any) -> Any:
         """Return what is held before the step, short of one slot, and the new positions."""

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmcalc import DeviceSpec, Layout, LlmcalcError, ModelSpec, hardware, load_model, roofline
@@ -16,6 +16,7 @@ from llmcalc.roofline import Efficiency, Measurement, StepTime, efficiencies, fi
 from llmcalc.roofline.efficiency import Work
 from llmcalc.roofline.fitting import Group, fit_groups
 from llmcalc.roofline.forecasts import _pipeline_gain
+from llmcalc.spec import Attention, Block, Chunk, Full, Residual, Span, TopK, Window
 from llmcalc.strategies import dense_specs
 
 H100 = "H100-SXM-80GB"
@@ -87,15 +88,190 @@ def test_a_forecast_is_never_below_the_bound(
     assert efficiency.seconds(step) >= step.bound_seconds * (1 - 1e-12)
 
 
-@given(SPECS, WORKLOADS, EFFICIENCIES, st.sampled_from(["batch", "new", "past"]))
+#: On one device, and on one of two that cut experts or deal them out.
+PLACED = st.one_of(
+    st.tuples(SPECS, st.none()),
+    st.tuples(
+        st.sampled_from(OTHERS).map(load_model),
+        st.just(Layout(tensor_parallel=2)),
+    ),
+    st.tuples(
+        st.sampled_from(("mixtral-8x7b", "DeepSeek-V2-Lite", "gpt-oss-20b")).map(load_model),
+        st.just(Layout(tensor_parallel=2, expert_parallel=True)),
+    ),
+)
+
+
+def spanned(spec: ModelSpec, span: Span) -> ModelSpec:
+    """Return a model whose full attention attends a span."""
+
+    def block(one: Residual) -> Residual:
+        if not isinstance(one, Block) or not isinstance(one.part, Attention):
+            return one
+        if one.part.span != Full():
+            return one
+        return attrs.evolve(one, part=attrs.evolve(one.part, span=span))
+
+    layers = [
+        attrs.evolve(run, layer=attrs.evolve(run.layer, blocks=tuple(map(block, run.layer.blocks))))
+        for run in spec.layers
+    ]
+    return attrs.evolve(spec, layers=tuple(layers))
+
+
+@given(
+    PLACED,
+    st.sampled_from([None, Window(96), Chunk(96), TopK(96)]),
+    WORKLOADS,
+    EFFICIENCIES,
+    st.sampled_from(["bf16", "awq-int4-g128"]),
+    st.sampled_from(["flash", "standard"]),
+    st.sampled_from(["batch", "new", "past"]),
+    st.integers(1, 200),
+)
+@example(
+    # One more is the first one of a chunk.
+    (load_model("llama-3-8b"), None),
+    Chunk(4096),
+    {"batch": 64, "new": 96, "past": 4000},
+    Efficiency(attention_tile=100),
+    "bf16",
+    "flash",
+    "new",
+    1,
+)
 def test_more_work_never_takes_less_time(
-    spec: ModelSpec, workload: dict[str, Any], efficiency: Efficiency, more: str
+    placed: tuple[ModelSpec, Layout | None],
+    span: Span | None,
+    workload: dict[str, Any],
+    efficiency: Efficiency,
+    weights: str,
+    attention: str,
+    more: str,
+    by: int,
 ) -> None:
+    if isinstance(span, Chunk) and more == "past":
+        more = "new"  # after the end of a chunk there is less to read
+    spec, layout = placed
+    model = spec if span is None else spanned(spec, span)
+    options = {"weights": weights, "attention": attention, "layout": layout}
     less, larger = (
-        efficiency.seconds(step_of(spec, one))
-        for one in (workload, {**workload, more: workload[more] + 1})
+        efficiency.seconds(step_of(model, one, **options))
+        for one in (workload, {**workload, more: workload[more] + by})
     )
     assert larger >= less * (1 - 1e-12)
+
+
+@given(SPECS, st.integers(1, 300), st.integers(0, 3000), EFFICIENCIES, st.floats(1, 100))
+def test_only_requests_of_several_tokens_fill_tiles(
+    spec: ModelSpec, batch: int, past: int, efficiency: Efficiency, tile: float
+) -> None:
+    # Where times are summed, none of them hides another.
+    none = attrs.evolve(efficiency, attention_tile=0.0, sharpness=1.0)
+    tiled = attrs.evolve(none, attention_tile=tile)
+
+    def more(new: int, **options: Any) -> Any:
+        step = step_of(spec, {"batch": batch, "new": new, "past": past}, **options)
+        return tiled.seconds(step) - none.seconds(step)
+
+    assert more(1) == 0
+    alone = more(2)
+    assert (alone > 0) == ("mamba" not in spec.name)
+    # And one that decodes in the step of a chunk does not take part.
+    mixed = more(2, mixed_with=[roofline.Requests(batch=70, new=1, past=5000)])
+    assert mixed == pytest.approx(alone, rel=1e-6)
+
+
+#: A span that no request gets to the end of.
+UNREACHED = (Window(2**40), Chunk(2**40), TopK(2**40))
+
+
+@pytest.mark.parametrize("span", UNREACHED, ids=repr)
+@settings(max_examples=25)
+@given(
+    st.one_of(dense_specs(), st.just(load_model("llama-3-8b"))),
+    WORKLOADS,
+    EFFICIENCIES,
+    st.sampled_from(["flash", "standard"]),
+)
+@example(
+    load_model("llama-3-8b"),
+    {"batch": 64, "new": 16, "past": 4300},
+    Efficiency(attention_tile=8),
+    "flash",
+)
+@example(
+    load_model("llama-3-8b"),
+    {"batch": 64, "new": 16, "past": 4300},
+    Efficiency(compute=0.7, bandwidth=0.85, sharpness=4),
+    "flash",
+)
+def test_a_span_that_is_never_reached_changes_no_time(
+    span: Span,
+    spec: ModelSpec,
+    workload: dict[str, Any],
+    efficiency: Efficiency,
+    attention: str,
+) -> None:
+    full, other = (
+        step_of(one, workload, attention=attention) for one in (spec, spanned(spec, span))
+    )
+    assert efficiency.parts(other) == pytest.approx(efficiency.parts(full), rel=1e-12)
+
+
+@pytest.mark.parametrize("span", UNREACHED, ids=repr)
+@pytest.mark.parametrize("engine", efficiencies.engines())
+def test_a_span_that_is_never_reached_changes_no_forecast(engine: str, span: Span) -> None:
+    spec = load_model("llama-3-8b")
+    given_: dict[str, Any] = {"engine": engine, "at_least": "engine", "batch": 8, **WIDE}
+    if "chunk" not in efficiencies.conventions(engine, "A100-SXM-80GB"):
+        given_["chunk"] = 500
+    full, other = (
+        forecast(one, "A100-SXM-80GB", prompt=4300, new_tokens=9, **given_)
+        for one in (spec, spanned(spec, span))
+    )
+    assert other.seconds == pytest.approx(full.seconds, rel=1e-12)
+    assert other.token_seconds == pytest.approx(full.token_seconds, rel=1e-12)
+    shipped = efficiencies.get(engine).efficiency
+    workload = {"batch": 64, "new": 16, "past": 4300}
+    assert shipped.seconds(step_of(spanned(spec, span), workload)) == pytest.approx(
+        shipped.seconds(step_of(spec, workload)), rel=1e-12
+    )
+
+
+@given(st.integers(33, 3000))
+@example(512)
+def test_experts_that_are_dealt_out_are_expanded_like_those_that_are_cut(tokens: int) -> None:
+    mixtral = load_model("mixtral-8x7b")
+
+    def expanded(layout: Layout) -> Any:
+        step = step_of(
+            mixtral,
+            {"batch": 1, "new": tokens, "past": 0},
+            weights="awq-int4-g128",
+            layout=layout,
+        )
+        return Efficiency(expansion_bytes=4).parts(step)["expanded weights"]
+
+    cut = expanded(Layout(tensor_parallel=2))
+    dealt_out = expanded(Layout(tensor_parallel=2, expert_parallel=True))
+    # Either rank holds half of the weights, and as many of the experts that are touched.
+    assert dealt_out == pytest.approx(cut, rel=1e-9)
+    whole = expanded(Layout())
+    assert whole / 2 <= cut < 0.51 * whole  # what is not cut is in both
+    if tokens == 512:
+        # All matrices are packed but the head and the routers, of 46.6 billion elements.
+        elements = 32 * (2 * 4096 * (4096 + 1024) + 8 * 3 * 4096 * 14336)
+        assert whole == pytest.approx(4 * elements / hardware.get(H100).bandwidth_bytes_per_second)
+
+
+@given(PLACED, WORKLOADS)
+def test_nothing_is_expanded_where_nothing_is_packed(
+    placed: tuple[ModelSpec, Layout | None], workload: dict[str, Any]
+) -> None:
+    spec, layout = placed
+    step = step_of(spec, workload, layout=layout)
+    assert Efficiency(expansion_bytes=4).parts(step)["expanded weights"] == 0
 
 
 @given(SPECS, WORKLOADS, EFFICIENCIES)
