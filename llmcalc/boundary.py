@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast, overload
 
 from llmcalc.errors import InvalidValueError, UnknownNameError, among
 
@@ -33,11 +33,18 @@ if TYPE_CHECKING:
     from attrs import Attribute
     from numpy import integer
     from numpy.typing import NDArray
+    from typing_extensions import TypeIs
 
     #: An array of integers: int64, or Python ints in an object array where int64 could overflow.
     IntArray: TypeAlias = NDArray[Any]
     #: A scalar integer argument; NumPy's integer scalars are accepted.
     Int: TypeAlias = int | integer[Any]
+    #: What folds count in: an integer, or an array of integers.
+    Number: TypeAlias = int | IntArray
+    #: What they give: a number, which may be a mean or a time, or an array of such.
+    Figure: TypeAlias = float | NDArray[Any]
+    #: A field of a description, of whatever type, as its validator sees it.
+    Field: TypeAlias = Attribute[Any]
 
 __all__ = [
     "at_most",
@@ -75,6 +82,7 @@ LARGEST_NUMBER = 1e300
 
 T = TypeVar("T")
 N = TypeVar("N", bound="int | None")
+F = TypeVar("F", bound="Figure")
 
 
 def whole_number(value: object, field: str, *, minimum: int = 0) -> int:
@@ -122,13 +130,13 @@ def positive_number(value: object, field: str, *, zero: bool = False) -> float:
     return number
 
 
-def positive_numbers(value: Any, field: str) -> Any:
+def positive_numbers(value: object, field: str) -> Figure:
     """Return a finite number above 0 as a float, or an array of such numbers as one of floats."""
     if not is_array(value):
         return positive_number(value, field)
     if value.dtype.kind not in "iuf":
         raise InvalidValueError(field, value, f"must hold numbers, not {value.dtype}")
-    numbers = value.astype("float64")
+    numbers: NDArray[Any] = value.astype("float64")
     if not ((numbers > 0) & (numbers < LARGEST_NUMBER)).all():
         raise InvalidValueError(field, value, "must hold positive numbers")
     return numbers
@@ -152,7 +160,7 @@ def _held(value: Any) -> Any:
     return value
 
 
-def count(value: object, field: str) -> int | IntArray:
+def count(value: object, field: str) -> Number:
     """Return a workload argument, an integer or an array of integers of at least 0, checked."""
     if type(value) is not int and is_array(value):
         return integer_array(value, field)
@@ -201,36 +209,36 @@ def several(value: Any, field: str) -> tuple[Any, ...]:
     return choices
 
 
-def size(_instance: object, attribute: Attribute[Any], value: object) -> None:
+def size(_instance: object, attribute: Field, value: object) -> None:
     """Check a size of a description (an `attrs` validator): a plain integer from 1 to 2**48."""
     if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
         raise InvalidValueError(attribute.name, value, "must be an int from 1 to 2**48")
 
 
-def size_or_zero(_instance: object, attribute: Attribute[Any], value: object) -> None:
+def size_or_zero(_instance: object, attribute: Field, value: object) -> None:
     """Check a size of what may have none (an `attrs` validator): an integer from 0 to 2**48."""
     if type(value) is not int or not 0 <= value <= LARGEST_SIZE:
         raise InvalidValueError(attribute.name, value, "must be an int from 0 to 2**48")
 
 
-def flag(_instance: object, attribute: Attribute[Any], value: object) -> None:
+def flag(_instance: object, attribute: Field, value: object) -> None:
     """Check a flag of a description (an `attrs` validator): True or False and nothing else."""
     flag_argument(value, attribute.name)
 
 
-def one_of(*allowed: str) -> Callable[[object, Attribute[Any], object], None]:
+def one_of(*allowed: str) -> Callable[[object, Field, object], None]:
     """Return an `attrs` validator for one of a few strings."""
 
-    def validate(_instance: object, attribute: Attribute[Any], value: object) -> None:
+    def validate(_instance: object, attribute: Field, value: object) -> None:
         choice(value, attribute.name, allowed)
 
     return validate
 
 
-def instance_of(*kinds: type) -> Callable[[object, Attribute[Any], object], None]:
+def instance_of(*kinds: type) -> Callable[[object, Field, object], None]:
     """Return an `attrs` validator for instances of one of `kinds`."""
 
-    def validate(_instance: object, attribute: Attribute[Any], value: object) -> None:
+    def validate(_instance: object, attribute: Field, value: object) -> None:
         if not isinstance(value, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
             raise InvalidValueError(attribute.name, value, f"must be {names}")
@@ -238,7 +246,7 @@ def instance_of(*kinds: type) -> Callable[[object, Attribute[Any], object], None
     return validate
 
 
-def is_array(value: Any) -> bool:
+def is_array(value: Any) -> TypeIs[NDArray[Any]]:
     """Whether `value` is a NumPy array with a dimension; one without is the number that it holds.
 
     NumPy is not imported: without it there are no arrays.
@@ -257,16 +265,20 @@ def is_wide(*bounds: int) -> bool:
     return max(bounds) >= INT64_SAFE
 
 
-def smaller(a: Any, b: Any) -> Any:
+def smaller(a: F, b: F) -> F:
     """Return the smaller of two integers, or of integers and arrays element by element."""
     if is_array(a) or is_array(b):
         import numpy as np
 
-        return np.minimum(a, b)
+        return cast("F", np.minimum(a, b))
     return a if a < b else b
 
 
-def at_most(limit: Any, number: Any, each: int) -> Any:
+@overload
+def at_most(limit: int, number: int, each: int) -> int: ...
+@overload
+def at_most(limit: Number, number: Number, each: int) -> Number: ...
+def at_most(limit: Number, number: Number, each: int) -> Number:
     """Return the smaller of `limit` and ``number * each``, and compute nothing larger on the way.
 
     >>> from llmcalc.boundary import at_most
@@ -278,12 +290,12 @@ def at_most(limit: Any, number: Any, each: int) -> Any:
     return fitting * each + (smaller(number, whole + 1) - fitting) * (limit - whole * each)
 
 
-def larger(a: Any, b: Any) -> Any:
+def larger(a: F, b: F) -> F:
     """Return the larger of two numbers, or of numbers and arrays element by element."""
     if is_array(a) or is_array(b):
         import numpy as np
 
-        return np.maximum(a, b)
+        return cast("F", np.maximum(a, b))
     return a if a > b else b
 
 

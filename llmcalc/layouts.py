@@ -34,7 +34,7 @@ remainder. Parameters never depend on the layout.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, overload
 
 import attrs
 
@@ -49,12 +49,10 @@ from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.spec.spans import Chunk, Constant, Span, Window
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int, IntArray
+    from llmcalc.boundary import Field, Int, Number
     from llmcalc.engines.engine import Engine
 
 __all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage", "chosen"]
-
-N = TypeVar("N", int, "IntArray")
 
 
 def _engine(value: str | Engine | None) -> str | Engine | None:
@@ -67,7 +65,7 @@ def _engine(value: str | Engine | None) -> str | Engine | None:
     return registry.canonical(value) if isinstance(value, str) else value
 
 
-def _stage_layers(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _stage_layers(_instance: object, attribute: Field, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, tuple):
@@ -430,7 +428,11 @@ class Rank:
         """The rank's place among those that shard the slots of a request."""
         return self.tensor_rank % self.layout.decode_context_parallel
 
-    def requests(self, batch: N) -> N:
+    @overload
+    def requests(self, batch: int) -> int: ...
+    @overload
+    def requests(self, batch: Number) -> Number: ...
+    def requests(self, batch: Number) -> Number:
         """Return how many of `batch` requests the rank's replica serves."""
         degree = self.layout.data_parallel
         return batch if degree == 1 else portion(batch, degree, self.replica)

@@ -12,11 +12,15 @@ gives the numbers, for integers and for integer arrays alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
 from llmcalc.boundary import at_most, is_array, larger, smaller
 from llmcalc.folds.transformers import Eager
 from llmcalc.spec.axes import portion
+
+if TYPE_CHECKING:
+    from llmcalc.boundary import Figure, Number
+    from llmcalc.spec.spans import Span
 
 __all__ = ["ONCE", "TOKENS", "Count", "ExpertReads", "Request", "Sums", "experts_read", "total"]
 
@@ -58,7 +62,7 @@ ONCE: Final = Count("once", "")
 TOKENS: Final = Count("tokens", "tokens")
 
 
-def experts_read(tokens: Any, experts: int, used: int, own: int, reads: ExpertReads) -> Any:
+def experts_read(tokens: Number, experts: int, used: int, own: int, reads: ExpertReads) -> Figure:
     """Return how many of `own` experts are read where tokens use `used` of all `experts`."""
     fewest = smaller(tokens, 1) * max(0, used - (experts - own))
     if reads == "fewest":
@@ -71,8 +75,10 @@ def experts_read(tokens: Any, experts: int, used: int, own: int, reads: ExpertRe
     if not is_array(tokens):
         # Rounding must not take the mean past the bounds.
         return float(max(fewest, min(own * (1 - missed**exponent), most)))
-    mean = own * (1 - missed ** exponent.astype("float64"))
-    return larger(fewest.astype("float64"), smaller(mean, most.astype("float64")))
+    import numpy as np
+
+    low, power, high = (np.asarray(one, dtype="float64") for one in (fewest, exponent, most))
+    return larger(low, smaller(own * (1 - missed**power), high))
 
 
 #: So many tokens leave out no expert, to the precision of any float.
@@ -87,7 +93,15 @@ class Request:
 
     __slots__ = ("all_batch", "batch", "bound", "new", "past")
 
-    def __init__(self, batch: Any, all_batch: Any, new: Any, past: Any, *, bound: bool) -> None:
+    batch: Number
+    all_batch: Number
+    new: Number
+    past: Number
+    bound: bool
+
+    def __init__(
+        self, batch: Number, all_batch: Number, new: Number, past: Number, *, bound: bool
+    ) -> None:
         self.batch, self.all_batch = batch, all_batch
         self.new, self.past, self.bound = new, past, bound
 
@@ -97,36 +111,36 @@ class Request:
         return Eager(self.new, self.past, self.bound)
 
 
-def _pairs(one: Request, span: Any) -> Any:
+def _pairs(one: Request, span: Span) -> Number:
     return (span.most_pairs if one.bound else span.pairs)(one.new, one.past)
 
 
-def _present(one: Request, span: Any) -> Any:
+def _present(one: Request, span: Span) -> Number:
     return (span.most_present if one.bound else span.present)(one.new, one.past)
 
 
-def _fetched(one: Request, span: Any) -> Any:
+def _fetched(one: Request, span: Span) -> Number:
     return _present(one, span) if one.bound else span.fetched(one.new, one.past)
 
 
-def _unmasked(one: Request, span: Any) -> Any:
+def _unmasked(one: Request, span: Span) -> Number:
     return _present(one, span) if one.bound else span.unmasked(one.new, one.past)
 
 
-def _tiled(one: Request, of: Any) -> Any:
+def _tiled(one: Request, of: tuple[Span, int]) -> Number:
     return _most_tiled(one, of) if one.bound else of[0].tiled(one.new, one.past, of[1])
 
 
-def _unmasked_tiled(one: Request, of: Any) -> Any:
+def _unmasked_tiled(one: Request, of: tuple[Span, int]) -> Number:
     return _most_tiled(one, of) if one.bound else of[0].unmasked_tiled(one.new, one.past, of[1])
 
 
-def _most_tiled(one: Request, of: Any) -> Any:
+def _most_tiled(one: Request, of: tuple[Span, int]) -> Number:
     span, tile = of
     return -(-one.new // tile) * _present(one, span)
 
 
-def _widest(one: Request, span: Any) -> Any:
+def _widest(one: Request, span: Span) -> Number:
     """Give the keys of the token that attends the most, in requests with several new tokens."""
     if one.bound:
         return span.most_pairs(1, one.past + one.new)
@@ -134,12 +148,12 @@ def _widest(one: Request, span: Any) -> Any:
     return several * span.widest(one.new, one.past)
 
 
-def _slots(one: Request, span: Any) -> Any:
+def _slots(one: Request, span: Span) -> Number:
     context = one.past + one.new
     return span.most_present(one.new, one.past) if one.bound else span.slots(context)
 
 
-def _sharded(one: Request, of: Any) -> Any:
+def _sharded(one: Request, of: tuple[Count, int, int]) -> Number:
     """Give the part of a request's slots that falls to one of the ranks that share them out."""
     whole, ranks, rank = of
     return portion(_OF_A_REQUEST[whole.kind](one, whole.of), ranks, rank)
@@ -148,7 +162,7 @@ def _sharded(one: Request, of: Any) -> Any:
 #: Counts of a single request. ``"logits"`` are its last token, if it has any; ``"rectangle"`` are
 #: the pairs of every query with every key at hand; ``"slots"`` are those that it holds after the
 #: step; ``"outputs"`` to ``"across"`` are what transformers computes.
-_OF_A_REQUEST: Final[Mapping[str, Callable[[Request, Any], Any]]] = {
+_OF_A_REQUEST: Final[Mapping[str, Callable[[Request, Any], Number]]] = {
     "tokens": lambda one, _: one.new,
     "logits": lambda one, _: smaller(one.new, 1),
     "pairs": _pairs,
@@ -170,12 +184,12 @@ _OF_A_REQUEST: Final[Mapping[str, Callable[[Request, Any], Any]]] = {
 }
 
 
-def _touched(tokens: Any, of: Any, _bound: bool) -> Any:
+def _touched(tokens: Number, of: tuple[int, int, int, ExpertReads], _bound: bool) -> Figure:
     experts, active, held, reads = of
     return experts_read(tokens, experts, active, held, reads)
 
 
-def _assigned(tokens: Any, of: Any, bound: bool) -> Any:
+def _assigned(tokens: Number, of: tuple[int, int, int, int], bound: bool) -> Number:
     """Give the choices of experts that fall to one rank, where all experts get equally many."""
     experts, active, before, held = of
     choices = tokens * active
@@ -185,25 +199,25 @@ def _assigned(tokens: Any, of: Any, bound: bool) -> Any:
 
 
 #: Counts of a whole step, from the number of its tokens.
-_OF_A_STEP: Final[Mapping[str, Callable[[Any, Any, bool], Any]]] = {
+_OF_A_STEP: Final[Mapping[str, Callable[[Number, Any, bool], Figure]]] = {
     "touched": _touched,
     "assigned": _assigned,
 }
 
 
-def of_a_request(count: Count) -> Callable[[Request, Any], Any] | None:
+def of_a_request(count: Count) -> Callable[[Request, Any], Number] | None:
     """Return what gives the count of one request; `None` where it is of a whole step."""
     return _OF_A_REQUEST.get(count.kind)
 
 
-def total(count: Count, requests: Sequence[Request]) -> Any:
+def total(count: Count, requests: Sequence[Request]) -> Figure:
     """Return the value of a count for all requests together."""
     kind, _, of, everyone = count
     if kind == "once":
         return 1
     each = _OF_A_REQUEST.get(kind)
     if each is None:
-        tokens = total(TOKENS._replace(all_replicas=everyone), requests)
+        tokens: Any = total(TOKENS._replace(all_replicas=everyone), requests)
         return _OF_A_STEP[kind](tokens, of, requests[0].bound)
     if len(requests) == 1:
         one = requests[0]

@@ -13,7 +13,7 @@ chunks, attention over the full square. This is the one room that reads the item
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -22,6 +22,7 @@ from llmcalc.spec.axes import Axes
 from llmcalc.spec.spans import Chunk, Full, Span, Window
 
 if TYPE_CHECKING:
+    from llmcalc.boundary import Number
     from llmcalc.spec.items import Cache, Conv, EagerScan, Linear, Mix, Scan
 
 __all__ = ["Eager", "active", "at_hand", "held", "pairs", "products"]
@@ -89,15 +90,15 @@ class Eager:
     With `bound` every count is at least that of any step that is not larger.
     """
 
-    new: Any
-    past: Any
+    new: Number
+    past: Number
     bound: bool = False
 
-    def attended(self, span: Span) -> Any:
+    def attended(self, span: Span) -> Number:
         """Return the pairs that are attended, where no other is computed."""
         return (span.most_pairs if self.bound else span.pairs)(self.new, self.past)
 
-    def outputs(self, item: Conv) -> Any:
+    def outputs(self, item: Conv) -> Number:
         """Return the outputs of a convolution that pads both ends.
 
         A single token is convolved with all inputs that are kept, several that follow others
@@ -110,14 +111,15 @@ class Eager:
         some = smaller(self.new, 1)
         return some * (padded - alone * 2 * (item.kernel - 1))
 
-    def state(self, scan: EagerScan) -> Any:
+    def state(self, scan: EagerScan) -> Number:
         """Return how many times the tokens pass over the state."""
         steps = self._by_step(scan) * self.new * scan.step_products
         return steps + self._in_chunks(scan) * self._tokens(scan) * scan.products
 
-    def within(self, scan: EagerScan) -> Any:
+    def within(self, scan: EagerScan) -> Number:
         """Return the pairs of positions that share a chunk."""
-        tokens, rest = self._tokens(scan), 0
+        tokens = self._tokens(scan)
+        rest: Number = 0
         if scan.rest != "padded" and not self.bound:
             rest = self._rest(scan)
         pairs = (tokens - rest) * scan.chunk
@@ -125,39 +127,39 @@ class Eager:
             pairs = pairs + rest * rest
         return self._in_chunks(scan) * pairs
 
-    def _rest(self, scan: EagerScan) -> Any:
+    def _rest(self, scan: EagerScan) -> Number:
         """Return the tokens that fill no chunk."""
         if scan.piece is None:
             return self.new % scan.chunk
         whole, last = self.new // scan.piece, self.new % scan.piece
         return whole * (scan.piece % scan.chunk) + last % scan.chunk
 
-    def across(self, scan: EagerScan) -> Any:
+    def across(self, scan: EagerScan) -> Number:
         """Return the pairs of chunks, with the state before the first as one more."""
         chunks = -(-self.new // scan.chunk) + 1
         return self._in_chunks(scan) * chunks * chunks
 
-    def _tokens(self, scan: EagerScan) -> Any:
+    def _tokens(self, scan: EagerScan) -> Number:
         """Return the tokens, up to whole chunks where the last one is padded."""
         if scan.rest == "padded" or self.bound:
             return -(-self.new // scan.chunk) * scan.chunk
         return self.new
 
     @property
-    def _follows(self) -> Any:
+    def _follows(self) -> Number:
         """1 where the tokens follow others, else 0."""
         return 1 if self.bound else smaller(self.past, 1)
 
     @property
-    def _alone(self) -> Any:
+    def _alone(self) -> Number:
         """1 where a single token follows others, else 0."""
         one = 2 * smaller(self.new, 1) - smaller(self.new, 2)
         return 0 if self.bound else self._follows * one
 
-    def _by_step(self, scan: EagerScan) -> Any:
+    def _by_step(self, scan: EagerScan) -> Number:
         if self.bound:
             return 1
         return self._follows if scan.stepwise else self._alone
 
-    def _in_chunks(self, scan: EagerScan) -> Any:
+    def _in_chunks(self, scan: EagerScan) -> Number:
         return 1 if self.bound else (1 - self._by_step(scan)) * smaller(self.new, 1)

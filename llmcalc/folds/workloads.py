@@ -29,7 +29,12 @@ from llmcalc.folds.counts import Count, Request, Sums, of_a_request, total
 from llmcalc.spec.axes import portion
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int, IntArray
+    from numpy.typing import NDArray
+
+    from llmcalc.boundary import Figure, Int, IntArray, Number
+
+    #: Arguments by their names, before they are checked.
+    _Given: TypeAlias = list[tuple[str, Int | IntArray]]
 
 __all__ = ["NOTHING", "Index", "Requests", "Values", "Workload", "broadcast", "evaluate"]
 
@@ -75,6 +80,9 @@ class Workload:
     __slots__ = ("_bounds", "_given", "_replicas", "_scalar", "shape")
 
     shape: tuple[int, ...] | None
+    _given: list[Number]
+    #: Of each argument a bound of its elements.
+    _bounds: list[Any]
 
     def __init__(
         self,
@@ -86,7 +94,7 @@ class Workload:
         replicas: int = 1,
         replica: int = 0,
     ) -> None:
-        given: list[tuple[str, Any]] = [("batch", batch), ("new", new), ("past", past)]
+        given: _Given = [("batch", batch), ("new", new), ("past", past)]
         if type(mixed_with) is not tuple or mixed_with:
             for number, one in enumerate(_checked(mixed_with)):
                 place = f"mixed_with[{number}]"
@@ -104,13 +112,17 @@ class Workload:
     ) -> Workload:
         """Return `batch` requests that hold `context` tokens each, between two steps."""
         made = cls.__new__(cls)
-        given: list[tuple[str, Any]] = [("context", context), ("batch", batch)]
+        given: _Given = [("context", context), ("batch", batch)]
         tokens, requests = count(context, "context"), count(batch, "batch")
         made._begin(given, [requests, 0, tokens], replicas, replica)  # noqa: SLF001  # its own
         return made
 
     def _begin(
-        self, given: list[tuple[str, Any]], checked: list[Any], replicas: int, replica: int
+        self,
+        given: _Given,
+        checked: list[Number],
+        replicas: int,
+        replica: int,
     ) -> None:
         self._replicas = replicas, replica
         self._given = self._bounds = checked
@@ -166,7 +178,7 @@ class Workload:
         given = [table if is_array(value) else value for value in (batch, new)]
         return self._like([*given, 0], table.shape), arrays[0].astype(np.int64, copy=False)
 
-    def _like(self, given: list[Any], shape: tuple[int, ...]) -> Workload:
+    def _like(self, given: list[Number], shape: tuple[int, ...]) -> Workload:
         """Return a workload of arguments that are checked and not larger than these."""
         made = copy(self)
         made._given, made.shape = given, shape  # noqa: SLF001  # its own class
@@ -177,7 +189,7 @@ class Workload:
         kinds = self._kinds(self._bounds, bound=self.shape is not None)
         return [total(count, kinds) for count in counts]
 
-    def factors(self, count: Count, value: Any, *, wide: bool) -> tuple[Factor, ...]:
+    def factors(self, count: Count, value: Figure, *, wide: bool) -> tuple[Factor, ...]:
         """Return a value as named factors, broadcast to the shape of all arguments."""
         if count.kind == "once":
             return ()
@@ -192,17 +204,17 @@ class Workload:
             return ((each, count.name),)
         return ((each, count.name), (self._broadcast(batch), "requests"))
 
-    def _broadcast(self, value: Any) -> Any:
+    def _broadcast(self, value: Figure) -> Figure:
         return broadcast(value, self.shape) if is_array(value) else value
 
-    def _typed(self, *, wide: bool) -> list[Any]:
+    def _typed(self, *, wide: bool) -> list[Number]:
         """Return the arguments, arrays as int64 or, where they are `wide`, of Python integers."""
         import numpy as np
 
         dtype = np.object_ if wide else np.int64
         return [v.astype(dtype, copy=False) if is_array(v) else v for v in self._given]
 
-    def _kinds(self, given: list[Any], *, bound: bool) -> list[Request]:
+    def _kinds(self, given: list[Number], *, bound: bool) -> list[Request]:
         replicas, replica = self._replicas
         kinds = []
         for first in range(0, len(given), 3):
@@ -234,7 +246,7 @@ class Values:
             self._found = [None] * len(counts)
 
     @property
-    def each(self) -> list[Any]:
+    def each(self) -> list[Figure]:
         """The value of every count."""
         return [self._value(number) for number in range(len(self._counts))]
 
@@ -244,7 +256,7 @@ class Values:
             found = self._found[number] = total(self._counts[number], self._kinds)
         return found
 
-    def sum(self, sums: Sums, begin: Any = None) -> Any:
+    def sum(self, sums: Sums, begin: Figure | None = None) -> Any:
         """Return a sum of so much of each count, in any shape that broadcasts to that of all.
 
         It may `begin` with what was summed before.
@@ -281,7 +293,7 @@ class Values:
             lambda begin, own: own.sum(late, begin),
         )
 
-    def whole(self, value: Any) -> Any:
+    def whole(self, value: Any) -> Figure:
         """Return a figure in the shape of all arguments."""
         return broadcast(value, self.shape, wide=self.wide)
 
@@ -300,7 +312,7 @@ class Values:
 
 
 def evaluate(
-    values: Sequence[Values], begin: Callable[..., Any], finish: Callable[..., Any]
+    values: Sequence[Values], begin: Callable[..., object], finish: Callable[..., Any]
 ) -> Any:
     """Return ``finish(begin(*values), *values)`` in the shape of all arguments.
 
@@ -326,7 +338,7 @@ def evaluate(
     if each >= length or wide:
         part = begin(*values) if table is None else _at(table, at, shape, ...)
         return broadcast(finish(part, *values), shape, wide=wide)
-    found: Any = None
+    found: NDArray[Any] | None = None
     for start in range(0, length, each):
         index = (*[slice(None)] * axis, slice(start, start + each))
         own = [one.block(index) for one in values]
@@ -359,7 +371,7 @@ def _block(array: IntArray, shape: tuple[int, ...], index: Index) -> IntArray:
     return array[tuple(own)]
 
 
-def broadcast(value: Any, shape: tuple[int, ...] | None, *, wide: bool = False) -> Any:
+def broadcast(value: Figure, shape: tuple[int, ...] | None, *, wide: bool = False) -> Figure:
     """Return a number or an array as an array of the shape; as it is without a shape.
 
     An integer gives an array of int64, or of Python integers where they are `wide`.
@@ -382,7 +394,7 @@ def _checked(mixed_with: object) -> Iterable[Requests]:
     return mixed_with
 
 
-def _shape(given: list[tuple[str, Any]], values: list[Any]) -> tuple[int, ...] | None:
+def _shape(given: _Given, values: list[Number]) -> tuple[int, ...] | None:
     if all(type(value) is int for value in values):
         return None
     import numpy as np

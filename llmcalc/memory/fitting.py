@@ -45,7 +45,7 @@ class Fit(Described):
     #: Weights and one request's cache on the first rank of each stage, where there are several.
     stages: tuple[tuple[int, int], ...] = attrs.field(default=(), repr=False)
     _placed: Placed = attrs.field(alias="placed", repr=False, eq=False)
-    _stages_held: Stages = attrs.field(alias="stages_held", repr=False, eq=False)
+    _stages_held: Stages[int] = attrs.field(alias="stages_held", repr=False, eq=False)
     #: The number of the tightest stage.
     _stage: int = attrs.field(alias="stage", repr=False, eq=False)
 
@@ -93,8 +93,7 @@ class Fit(Described):
     @property
     def max_batch_size(self) -> int | None:
         """The most such requests that fit on all devices; `None` where they hold nothing."""
-        most: int | None = self._stages_held.most_requests(self.device_memory)
-        return most
+        return self._stages_held.most_requests(self.device_memory)
 
     @property
     def _weights(self) -> int:
@@ -102,8 +101,7 @@ class Fit(Described):
 
     @property
     def _request(self) -> int:
-        request: int = self._stages_held.requests[self._stage]
-        return request
+        return self._stages_held.requests[self._stage]
 
     @property
     def reason(self) -> str:

@@ -19,7 +19,7 @@ from llmcalc.memory.placed import Stages, placed
 from llmcalc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int, IntArray
+    from llmcalc.boundary import Int, IntArray, Number
     from llmcalc.folds.storage import StateFormat
     from llmcalc.formats import Format, Scheme
 
@@ -80,8 +80,7 @@ def needed_bytes(
     17134264320
     """
     formats = Formats.given(weights, kv, state, index)
-    needed: int | IntArray = placed(spec, formats, tensor_parallel, layout).needed(batch, context)
-    return needed
+    return placed(spec, formats, tensor_parallel, layout).needed(batch, context)
 
 
 def usable_bytes(device_memory: Int, *, share: float = 1.0, reserved_bytes: Int = 0) -> int:
@@ -165,16 +164,16 @@ def max_batch_size(
     formats = Formats.given(weights, kv, state, index)
     held = placed(spec, formats, tensor_parallel, layout)
 
-    def fold(device_memory: Any, context: Any) -> tuple[Any, Stages]:
+    def fold(device_memory: Number, context: Number) -> tuple[Number, Stages[Number]]:
         return device_memory, held.stages(context)
 
-    def bound(amounts: tuple[int, Stages]) -> int:
+    def bound(amounts: tuple[Any, Stages[Any]]) -> int:
         memory, stages = amounts
-        return max(memory * stages.replicas, *stages.weights, *stages.requests)
+        most: int = max(memory * stages.replicas, *stages.weights, *stages.requests)
+        return most
 
     memory, stages = evaluate(fold, bound, device_memory=device_memory, context=context)
-    most: int | IntArray | None = stages.most_requests(memory)
-    return most
+    return stages.most_requests(memory)
 
 
 class ContextLimit(int):

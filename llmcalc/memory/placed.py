@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
 
 from llmcalc.boundary import is_array, larger
 from llmcalc.breakdown import Breakdown
@@ -23,46 +23,52 @@ from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import Int, IntArray
+    from llmcalc.boundary import Int, IntArray, Number
     from llmcalc.folds.counts import Sums
 
 __all__ = ["Placed", "Stages", "placed"]
 
+N = TypeVar("N", bound="Number", covariant=True)
 
-class Stages(NamedTuple):
+
+class Stages(NamedTuple, Generic[N]):
     """What one device of each pipeline stage holds: weights, and one request of its replica.
 
     `replicas` share out a batch. Figures are bytes, integers or arrays.
     """
 
-    weights: Sequence[Any]
-    requests: Sequence[Any]
+    weights: Sequence[int]
+    requests: Sequence[N]
     replicas: int
 
     @property
-    def pairs(self) -> tuple[tuple[Any, Any], ...]:
+    def pairs(self) -> tuple[tuple[int, N], ...]:
         """Weights and one request of each stage."""
         return tuple(zip(self.weights, self.requests, strict=True))
 
-    def needed(self, batch: Any) -> list[Any]:
+    def needed(self: Stages[int], batch: int) -> list[int]:
         """Return what a batch of the whole layout needs on each stage."""
         own = -(-batch // self.replicas)
         return [
             held + own * request for held, request in zip(self.weights, self.requests, strict=True)
         ]
 
-    def fits(self, batch: int, memory: int) -> bool:
+    def fits(self: Stages[int], batch: int, memory: int) -> bool:
         """Whether a batch fits on all devices."""
         return max(self.needed(batch)) <= memory
 
-    def most_requests(self, memory: Any) -> Any:
+    @overload
+    def most_requests(self: Stages[int], memory: int) -> int | None: ...
+    @overload
+    def most_requests(self, memory: Number) -> Number | None: ...
+    def most_requests(self, memory: Number) -> Number | None:
         """Return the most requests of the whole layout that fit beside the weights.
 
         0 where the weights do not fit, `None` where requests hold nothing.
         """
         if is_array(memory) or any(map(is_array, self.requests)):
             return self._most_of_arrays(memory)
-        most: int | None = None
+        most: Number | None = None
         for held, request in zip(self.weights, self.requests, strict=True):
             left = memory - held
             if left < 0:
@@ -71,7 +77,7 @@ class Stages(NamedTuple):
                 most = left // request
         return None if most is None else most * self.replicas
 
-    def _most_of_arrays(self, memory: Any) -> IntArray:
+    def _most_of_arrays(self, memory: Number) -> IntArray:
         import numpy as np
 
         available, *each = np.broadcast_arrays(memory, *self.requests)
@@ -105,13 +111,17 @@ class Placed(NamedTuple):
     caches: Fold
     sums: tuple[Sums, ...]
 
-    def stages(self, context: Int | IntArray) -> Stages:
+    @overload
+    def stages(self, context: int) -> Stages[int]: ...
+    @overload
+    def stages(self, context: Number) -> Stages[Number]: ...
+    def stages(self, context: Number) -> Stages[Number]:
         """Return what each stage holds, with one request of a context."""
         values = self.caches.values(Workload.holding(1, context))
         requests = [values.total(sums) for sums in self.sums]
         return Stages(self.totals, requests, self.layout.data_parallel)
 
-    def needed(self, batch: Int | IntArray, context: Int | IntArray) -> Any:
+    def needed(self, batch: Int | IntArray, context: Int | IntArray) -> Number:
         """Return what weights and requests take on the device that needs most."""
         workload = Workload.holding(batch, context, replicas=self.layout.data_parallel)
         caches = self.caches
@@ -119,11 +129,12 @@ class Placed(NamedTuple):
             caches.counts,
             lambda bounds: max(self.totals) + sum([size * bounds[n] for n, size in caches.of()]),
         )
-        most, *others = [
+        needed: list[Number] = [
             held + values.total(sums) for held, sums in zip(self.totals, self.sums, strict=True)
         ]
-        for needed in others:
-            most = larger(most, needed)
+        most, *others = needed
+        for other in others:
+            most = larger(most, other)
         return most
 
     def weights_on(self, number: int) -> Breakdown[Bytes]:

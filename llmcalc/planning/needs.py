@@ -61,7 +61,7 @@ class Option(NamedTuple):
 
     layout: Layout
     choice: Choice
-    stages: Stages
+    stages: Stages[int]
     needed: int
 
 

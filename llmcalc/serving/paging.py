@@ -437,7 +437,7 @@ class Held:
         rank = self.ranks[number]
         for cache, piece in zip(self._caches, self._fold.pieces, strict=True):
             layers, slots = piece.on(rank.stage), cells(cache.span)
-            slots = cache.span.slots(context) if slots is None else slots
+            slots = int(cache.span.slots(context)) if slots is None else slots
             if layers:
                 own = portion(slots, rank.slot_ranks(cache.span), rank.slot_rank)
                 yield piece.path, piece.each * piece.uses * layers * own

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, overload
 
 import attrs
 
@@ -21,11 +21,9 @@ from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 
 if TYPE_CHECKING:
-    from llmcalc.boundary import IntArray
+    from llmcalc.boundary import Number
 
 __all__ = ["Axis", "Split", "check_ranks", "is_split", "portion", "rank_size"]
-
-N = TypeVar("N", int, "IntArray")
 
 #: What tensor parallelism does with an axis, by its name; an axis that is not named here is
 #: whole on every rank. "even": every rank holds the same share, so the degree must divide the
@@ -163,7 +161,11 @@ def rank_size(axis: Axis, *, tensor_parallel: int, rank: int) -> int:
     raise InvalidValueError("tensor_parallel", tensor_parallel, rule)
 
 
-def portion(size: N, ranks: int, rank: int) -> N:
+@overload
+def portion(size: int, ranks: int, rank: int) -> int: ...
+@overload
+def portion(size: Number, ranks: int, rank: int) -> Number: ...
+def portion(size: Number, ranks: int, rank: int) -> Number:
     """Return how many of `size` the rank holds: the first ranks take the remainder, one each.
 
     >>> from llmcalc.spec.axes import portion
