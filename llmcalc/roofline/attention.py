@@ -51,7 +51,7 @@ _ALGORITHMS: Final = ("standard", "flash", "assignment")
 
 
 @overload
-def attention_flops(
+def attention_flops(  # type: ignore[overload-overlap]
     *,
     queries: Int,
     keys: Int,
@@ -64,32 +64,10 @@ def attention_flops(
 @overload
 def attention_flops(
     *,
-    queries: IntArray,
+    queries: Int | IntArray,
     keys: Int | IntArray,
     head_dim: Int,
     batch: Int | IntArray = 1,
-    query_heads: Int = 1,
-    causal: bool = False,
-    softmax_flops: Int = 5,
-) -> IntArray: ...
-@overload
-def attention_flops(
-    *,
-    queries: Int,
-    keys: IntArray,
-    head_dim: Int,
-    batch: Int | IntArray = 1,
-    query_heads: Int = 1,
-    causal: bool = False,
-    softmax_flops: Int = 5,
-) -> IntArray: ...
-@overload
-def attention_flops(
-    *,
-    queries: Int,
-    keys: Int,
-    head_dim: Int,
-    batch: IntArray,
     query_heads: Int = 1,
     causal: bool = False,
     softmax_flops: Int = 5,
@@ -136,7 +114,7 @@ def attention_flops(
 
 
 @overload
-def attention_bytes(
+def attention_bytes(  # type: ignore[overload-overlap]
     *,
     queries: Int,
     keys: Int,
@@ -153,40 +131,10 @@ def attention_bytes(
 @overload
 def attention_bytes(
     *,
-    queries: IntArray,
+    queries: Int | IntArray,
     keys: Int | IntArray,
     head_dim: Int,
     batch: Int | IntArray = 1,
-    element_bytes: Int,
-    algorithm: Algorithm,
-    query_heads: Int = 1,
-    kv_heads: Int = 1,
-    causal: bool = False,
-    shared_kv: bool | None = None,
-    query_tile: Int | None = None,
-) -> IntArray: ...
-@overload
-def attention_bytes(
-    *,
-    queries: Int,
-    keys: IntArray,
-    head_dim: Int,
-    batch: Int | IntArray = 1,
-    element_bytes: Int,
-    algorithm: Algorithm,
-    query_heads: Int = 1,
-    kv_heads: Int = 1,
-    causal: bool = False,
-    shared_kv: bool | None = None,
-    query_tile: Int | None = None,
-) -> IntArray: ...
-@overload
-def attention_bytes(
-    *,
-    queries: Int,
-    keys: Int,
-    head_dim: Int,
-    batch: IntArray,
     element_bytes: Int,
     algorithm: Algorithm,
     query_heads: Int = 1,
@@ -281,7 +229,7 @@ def attention_bytes(
 
 
 @overload
-def attention_intensity(
+def attention_intensity(  # type: ignore[overload-overlap]
     *,
     queries: Int,
     keys: Int,
@@ -299,42 +247,10 @@ def attention_intensity(
 @overload
 def attention_intensity(
     *,
-    queries: IntArray,
+    queries: Int | IntArray,
     keys: Int | IntArray,
     head_dim: Int,
     batch: Int | IntArray = 1,
-    element_bytes: Int,
-    algorithm: Algorithm,
-    query_heads: Int = 1,
-    kv_heads: Int = 1,
-    causal: bool = False,
-    softmax_flops: Int = 5,
-    shared_kv: bool | None = None,
-    query_tile: Int | None = None,
-) -> FloatArray: ...
-@overload
-def attention_intensity(
-    *,
-    queries: Int,
-    keys: IntArray,
-    head_dim: Int,
-    batch: Int | IntArray = 1,
-    element_bytes: Int,
-    algorithm: Algorithm,
-    query_heads: Int = 1,
-    kv_heads: Int = 1,
-    causal: bool = False,
-    softmax_flops: Int = 5,
-    shared_kv: bool | None = None,
-    query_tile: Int | None = None,
-) -> FloatArray: ...
-@overload
-def attention_intensity(
-    *,
-    queries: Int,
-    keys: Int,
-    head_dim: Int,
-    batch: IntArray,
     element_bytes: Int,
     algorithm: Algorithm,
     query_heads: Int = 1,
