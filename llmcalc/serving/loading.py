@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmcalc import formats
@@ -276,27 +276,25 @@ def _up(size: int, multiple: int) -> int:
 
 def _rounded_up(pieces: tuple[Piece, ...], kernels: list[_Kernel]) -> Iterator[Term[int]]:
     """Give what is lost of the allocator's segments; it matters for tensors of 10 MiB or more."""
-    found = [
-        ((kernel.label, f"{kernel.name} {number}"), kernel.experts * each, kernel.layers)
-        for kernel in kernels
-        for number, each in enumerate(kernel.tensors)
-    ]
+    sizes: dict[tuple[Hashable, ...], tuple[tuple[str, ...], int, int]] = {}
     replaced = {place for kernel in kernels for place in kernel.places}
-    #: Where what is merged stands in `found`.
-    merged: dict[tuple[str, ...], int] = {}
+    key: tuple[Hashable, ...]
+    for kernel in kernels:
+        for number, each in enumerate(kernel.tensors):
+            name: tuple[str, ...] = kernel.label, f"{kernel.name} {number}"
+            key = "experts", kernel.label, kernel.name, number
+            sizes[key] = name, kernel.experts * each, kernel.layers
     for place, piece in enumerate(pieces):
         if place in replaced:
             continue
-        matrix = _merged(piece)
+        merged = _merged(piece)
         for number, (path, factors) in enumerate(piece.terms((), 1)):
-            size = Term[int](path, factors).value
-            if number or matrix is None:
-                found.append((path[1:], size, piece.layers))
-                continue
-            at = merged.setdefault((*piece.operation[:2], matrix), len(found))
-            begun = found[at][1] if at < len(found) else 0
-            found[at:] = [((path[1], matrix), begun + size, piece.layers), *found[at + 1 :]]
-    for name, size, layers in found:
+            key, name = (place, number), path[1:]
+            if merged is not None and not number:
+                key, name = (*piece.operation[:2], merged), (path[1], merged)
+            _, begun, _ = sizes.get(key, (name, 0, 0))
+            sizes[key] = name, begun + Term[int](path, factors).value, piece.layers
+    for name, size, layers in sizes.values():
         lost = -size % (2 * MiB)
         if size >= 10 * MiB and 0 < lost <= MiB:
             yield Term(("allocator rounding", *name), ((lost, "bytes"), (layers, "tensors")))
