@@ -24,7 +24,8 @@ class Described:
     """The base of `attrs` classes that are shown, compared and hashed by their fields.
 
     It stands in for the methods that `attrs` would write for each class: writing those takes
-    longer than an answer does.
+    longer than an answer does. Of a class that is written without `attrs`, each object equals
+    itself alone.
 
     >>> import attrs
     >>> from llmcalc.described import Described
@@ -46,12 +47,13 @@ class Described:
         return read(self)
 
     def __repr__(self) -> str:
+        cls = type(self)
         shown = [
             f"{field.name}={getattr(self, field.name)!r}"
-            for field in attrs.fields(cast("type[Any]", type(self)))
+            for field in (attrs.fields(cast("type[Any]", cls)) if attrs.has(cls) else ())
             if field.repr
         ]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{cls.__name__}({', '.join(shown)})"
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -135,6 +137,8 @@ class FrozenMapping(Mapping[str, V]):
 
 def _reading(cls: type[Any]) -> Callable[[object], tuple[Any, ...]]:
     """Return a function that reads the fields that equality rests on."""
+    if not attrs.has(cls):
+        return lambda described: (object.__hash__(described),)
     names = tuple(field.name for field in attrs.fields(cls) if field.eq)
     if len(names) > 1:
         return attrgetter(*names)
