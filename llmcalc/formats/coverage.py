@@ -14,7 +14,7 @@ from typing import Final
 import attrs
 
 from llmcalc.boundary import instance_of
-from llmcalc.described import Described
+from llmcalc.described import Described, FrozenMapping
 from llmcalc.errors import InvalidValueError
 from llmcalc.formats.blocks import Format
 from llmcalc.formats.modules import ROUTERS, Patterns, module_names
@@ -34,12 +34,18 @@ class Scheme(Described):
     """Which format each stored tensor of a model has: what `scheme` returns.
 
     `name` is what messages call it. `formats_of` is what subclasses say, of a tensor's facts alone:
-    a scheme has no memory. What it says of a model is kept with the model.
+    a scheme has no memory. What it says of a model is kept with the model, unless its class is
+    written without `attrs`: then it has no hash, for it may change.
     """
 
     __slots__ = ()
 
     name: str
+
+    def __hash__(self) -> int:
+        if "__attrs_attrs__" not in vars(type(self)):
+            raise TypeError(f"unhashable type: {type(self).__name__!r}")
+        return super().__hash__()
 
     @property
     def uniform(self) -> Format | None:
@@ -100,6 +106,11 @@ class Rule(Described):
     targets: tuple[str, ...] = ("Linear",)
 
 
+def _numbered(layers: Mapping[str, Iterable[int]]) -> Mapping[str, tuple[int, ...]]:
+    """Return the numbers of the layers by their label, which nobody can change."""
+    return FrozenMapping({label: tuple(numbers) for label, numbers in layers.items()})
+
+
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class Coverage(Scheme):
     """The matrices of linear layers that a rule covers are in its format; the rest is `wide`.
@@ -127,7 +138,9 @@ class Coverage(Scheme):
     wide: Format = attrs.field(validator=instance_of(Format))
     rules: tuple[Rule, ...]
     ignore: tuple[str, ...] = HEAD
-    layers: Mapping[str, tuple[int, ...]] | None = attrs.field(default=None, eq=False, repr=False)
+    layers: Mapping[str, tuple[int, ...]] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_numbered), repr=False
+    )
     _ignored: Patterns = attrs.field(init=False, eq=False, repr=False)
     _targets: tuple[Patterns | None, ...] = attrs.field(init=False, eq=False, repr=False)
 

@@ -18,11 +18,14 @@ which llama.cpp stores as two.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 import attrs
 
+from llmcalc.described import FrozenMapping
+from llmcalc.errors import InvalidValueError
 from llmcalc.formats.blocks import Format, get
 from llmcalc.formats.coverage import Scheme, counted
 from llmcalc.formats.modules import ROUTERS
@@ -255,13 +258,18 @@ _ROLES: Final[Mapping[tuple[str, str | None], Callable[[_Facts, int], str]]] = {
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
 class _Mix(Scheme):
+    """The mix of a model.
+
+    `numbers` are those of its layers by their label; `values` those that have a value matrix, in
+    order; `downs` those that have a last matrix of a feed-forward or of experts, or of shared
+    experts (`True`).
+    """
+
     name: str
     facts: _Facts
-    numbers: Mapping[str, tuple[int, ...]] = attrs.field(eq=False, repr=False)
-    #: The place of a layer's value matrix among all, and of a last matrix of a feed-forward or of
-    #: experts, or of shared experts.
-    ordinals: Mapping[int, int] = attrs.field(eq=False, repr=False)
-    downs: Mapping[tuple[int, bool], int] = attrs.field(eq=False, repr=False)
+    numbers: Mapping[str, tuple[int, ...]] = attrs.field(repr=False)
+    values: tuple[int, ...] = attrs.field(repr=False)
+    downs: tuple[tuple[int, bool], ...] = attrs.field(repr=False)
 
     def formats_of(
         self, tensor: StoredTensor, layers: Collection[int] | None = None
@@ -269,6 +277,8 @@ class _Mix(Scheme):
         """Return the formats that the tensor has in the layers, and in how many of them each."""
         if layers is None:
             layers = self.numbers.get(tensor.label, ()) if tensor.times else ()
+            if tensor.times and len(layers) != tensor.layers:
+                raise InvalidValueError("weights", self.name, "is the mix of another model")
         group, name = tensor.group, tensor.role
         number = len(layers) if tensor.times else 1
         if group == "embeddings" and name == "token":
@@ -285,9 +295,9 @@ class _Mix(Scheme):
             return ((self._fitting(tensor, self._other(tensor)), number),)
         places: Iterable[int] = layers
         if role is _value:
-            places = [self.ordinals.get(layer, layer) for layer in layers]
+            places = [bisect(self.values, layer) - 1 for layer in layers]
         elif role is _down and self.name in _TINY:
-            places = [self.downs[layer, name == "shared.down"] for layer in layers]
+            places = [bisect(self.downs, (layer, name == "shared.down")) - 1 for layer in layers]
         return counted(self._fitting(tensor, role(self.facts, place)) for place in places)
 
     def _other(self, tensor: StoredTensor) -> str:
@@ -363,9 +373,9 @@ def mix(ledger: Ledger, name: str) -> Scheme:
     return _Mix(
         name=proper,
         facts=facts,
-        numbers=numbers,
-        ordinals={layer: place for place, layer in enumerate(with_values)},
-        downs={place: number for number, place in enumerate(downs)},
+        numbers=FrozenMapping(numbers),
+        values=tuple(with_values),
+        downs=tuple(downs),
     )
 
 
