@@ -1,18 +1,21 @@
-"""What type checkers must infer; checked by mypy strict with the rest of the package.
+"""What type checkers must infer; checked by mypy strict with the rest, and by pyright strict.
 
-A negative case is an ignored error: mypy warns when there is nothing to ignore, so a call that
+A negative case is an ignored error: both warn when there is nothing to ignore, so a call that
 stops being an error fails the check.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, assert_type
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from llmcalc import GiB, LlmcalcError, ModelSpec, load_model, memory, roofline
 from llmcalc.breakdown import Breakdown
+from llmcalc.spec import Attention, Axis, Block, Item, Layer, Linear, Norm, Part
 from llmcalc.units import Bytes, Flops, Params
 
 INTS: NDArray[np.int64] = np.array([1, 2])
@@ -80,3 +83,23 @@ def arguments_are_checked(spec: ModelSpec) -> None:
     assert_type(load_model({}), ModelSpec)
     error: ValueError = LlmcalcError()
     raise error
+
+
+@attrs.frozen(kw_only=True)
+class Bottleneck(Part):
+    """A part of somebody else's."""
+
+    width: int
+    group = "other"
+
+    def items(self, embed: Axis) -> Iterator[Item]:
+        """Emit a matrix."""
+        yield Linear(name="down", into=(embed,), out=((Axis("narrow", self.width),),))
+
+
+def parts_compose() -> Layer:
+    attention = Block(part=Attention(query_heads=8, kv_heads=8, head_dim=64))
+    assert_type(attention.part, Part)
+    own = Block(part=Bottleneck(width=8), norm=Norm(kind="rms"))
+    Block(part=Norm(kind="rms"))  # type: ignore[arg-type]
+    return Layer(blocks=(attention, own))
