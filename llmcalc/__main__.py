@@ -25,7 +25,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import attrs
 
@@ -35,11 +35,15 @@ from llmcalc.errors import InvalidValueError, LlmcalcError, MissingExtraError
 from llmcalc.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer, _SubParsersAction
+
     from matplotlib.figure import Figure
 
     from llmcalc.breakdown import Breakdown
     from llmcalc.models.modes import Benchmark, Evaluation
     from llmcalc.models.tiny_decoder import TinyDecoder
+
+    _Commands: TypeAlias = "_SubParsersAction[_Parser]"
 
 __all__ = ["main"]
 
@@ -170,12 +174,12 @@ def _write(text: str) -> None:
         raise
 
 
-def _write_json(values: Mapping[str, Any]) -> None:
+def _write_json(values: Mapping[str, object]) -> None:
     """Write JSON; what is no finite number becomes null, which JSON can say."""
     _write(json.dumps(_finite(values), indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -286,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any,
+    commands: _Commands,
     name: str,
     command: Callable[[argparse.Namespace], int],
     summary: str,
@@ -294,14 +298,19 @@ def _command(
 ) -> _Parser:
     """Add a command with its ``--json``."""
     text = f"{summary[0].upper()}{summary[1:]}. {more}".strip()
-    parser: _Parser = commands.add_parser(name, help=summary, description=text, allow_abbrev=False)
+    parser = commands.add_parser(name, help=summary, description=text, allow_abbrev=False)
     parser.set_defaults(command=command)
     parser.add_argument("--json", action="store_true", help="print JSON, all integers exact")
     return parser
 
 
 def _several(
-    parser: Any, option: str, default: Sequence[int], text: str, *, stated: bool = False
+    parser: _ActionsContainer,
+    option: str,
+    default: Sequence[int],
+    text: str,
+    *,
+    stated: bool = False,
 ) -> None:
     """Add an option of one or more integers; where `stated`, the default is the library's."""
     shown = " ".join(map(str, default))
@@ -315,7 +324,7 @@ def _several(
     )
 
 
-def _sizes(parser: Any, sizes: Mapping[str, int]) -> None:
+def _sizes(parser: _ActionsContainer, sizes: Mapping[str, int]) -> None:
     for name, default in sizes.items():
         parser.add_argument(_option(name), type=_integer, metavar="N", help=f"default: {default}")
 
@@ -323,7 +332,7 @@ def _sizes(parser: Any, sizes: Mapping[str, int]) -> None:
 # ---- fit ---------------------------------------------------------------------------------------
 
 
-def _add_fit(commands: Any) -> None:
+def _add_fit(commands: _Commands) -> None:
     parser = _command(
         commands,
         "fit",
@@ -351,7 +360,7 @@ def _add_fit(commands: Any) -> None:
     parser.add_argument("--explain", action="store_true", help="show the working of weights, too")
 
 
-def _add_model(parser: Any) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model", "a config.json, or sizes; by default Llama-3-8B")
     model.add_argument("--config", metavar="MODEL", help="config.json, or the folder that holds it")
     _sizes(model, _MODEL_SIZES)
@@ -468,7 +477,7 @@ def _largest_fit(
     return attrs.evolve(answer, batch=answer.max_batch_size or 1)
 
 
-def _fit_values(degree: int, answer: memory.Fit) -> dict[str, Any]:
+def _fit_values(degree: int, answer: memory.Fit) -> dict[str, object]:
     return {
         "tensor_parallel": degree,
         "context": answer.context,
@@ -486,7 +495,7 @@ def _fit_values(degree: int, answer: memory.Fit) -> dict[str, Any]:
     }
 
 
-def _terms(breakdown: Breakdown[units.Bytes]) -> list[dict[str, Any]]:
+def _terms(breakdown: Breakdown[units.Bytes]) -> list[dict[str, object]]:
     return [
         {
             "path": [name for name in term.path if name],
@@ -538,7 +547,7 @@ _SHOWN: Final = (
 _DEVICE: Final = "H100-SXM-80GB"
 
 
-def _add_step(commands: Any) -> None:
+def _add_step(commands: _Commands) -> None:
     parser = _command(
         commands,
         "step",
@@ -623,7 +632,7 @@ def _step(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_sweep(commands: Any) -> None:
+def _add_sweep(commands: _Commands) -> None:
     parser = _command(
         commands,
         "sweep",
@@ -694,7 +703,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 _ALGORITHMS: Final = ("standard", "flash", "assignment")
 
 
-def _add_intensity(commands: Any) -> None:
+def _add_intensity(commands: _Commands) -> None:
     parser = _command(
         commands,
         "intensity",
@@ -753,7 +762,7 @@ def _intensity(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         _plot_intensity(arguments, device)
     if arguments.json:
-        values: dict[str, Any] = {
+        values = {
             name: getattr(arguments, name)
             for name in (
                 *("head_dim", "element_bytes", "query_heads", "kv_heads"),
@@ -886,7 +895,7 @@ _JSON_CASES: Final = (
 )
 
 
-def _add_decoder(commands: Any) -> None:
+def _add_decoder(commands: _Commands) -> None:
     init = _command(commands, "init", _guarded(_init), "write random weights to a file")
     init.add_argument("file", metavar="FILE", help="safetensors where it ends so, else a .pt file")
     init.add_argument("--seed", type=_seed, default=0, metavar="N", help="default: 0")

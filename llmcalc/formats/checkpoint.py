@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.formats.blocks import Extra, Format, get, packed_integers
@@ -40,7 +40,9 @@ def scheme(spec: ModelSpec) -> Scheme:
     return from_config(json.loads(stated.quantization), spec, wide=stated.wide)
 
 
-def from_config(config: Mapping[str, Any], spec: ModelSpec, *, wide: str | None = None) -> Scheme:
+def from_config(
+    config: Mapping[str, object], spec: ModelSpec, *, wide: str | None = None
+) -> Scheme:
     """Return the scheme that a ``quantization_config`` says for a model.
 
     `wide` is the format of what is not quantised, the config's ``torch_dtype``. Where it is not
@@ -75,7 +77,7 @@ def from_config(config: Mapping[str, Any], spec: ModelSpec, *, wide: str | None 
 _Read = tuple[tuple[Rule, ...], tuple[str, ...]]
 
 
-def _method(config: Mapping[str, Any]) -> str:
+def _method(config: Mapping[str, object]) -> str:
     given = config.get("quant_method")
     if given is None and "quantization" in config:  # ModelOpt's hf_quant_config.json
         given = "modelopt"
@@ -89,14 +91,14 @@ def _method(config: Mapping[str, Any]) -> str:
 # Single fields -----------------------------------------------------------------------------
 
 
-def _integer(config: Mapping[str, Any], field: str, default: int | None = None) -> int:
+def _integer(config: Mapping[str, object], field: str, default: int | None = None) -> int:
     value = config.get(field, default)
     if type(value) is not int or not -1 <= value <= 2**20:
         raise InvalidValueError(f"{_FIELD}.{field}", value, "must be an integer from -1 to 2**20")
     return value
 
 
-def _flag(config: Mapping[str, Any], field: str, *, default: bool) -> bool:
+def _flag(config: Mapping[str, object], field: str, *, default: bool) -> bool:
     value = config.get(field, default)
     if value is None:
         return default
@@ -105,7 +107,7 @@ def _flag(config: Mapping[str, Any], field: str, *, default: bool) -> bool:
     return value
 
 
-def _modules(config: Mapping[str, Any], *fields: str) -> tuple[str, ...] | None:
+def _modules(config: Mapping[str, object], *fields: str) -> tuple[str, ...] | None:
     """Return the modules that the first given one of the fields lists, `None` without any."""
     for field in fields:
         value = config.get(field)
@@ -126,7 +128,7 @@ def _group(value: object, field: str = "group_size") -> int | None:
     return value
 
 
-def _mapping(config: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+def _mapping(config: Mapping[str, object], field: str) -> Mapping[str, object]:
     value = config.get(field)
     if value is None:
         return {}
@@ -149,7 +151,7 @@ def _block(value: object, field: str) -> tuple[int, int]:
 # Methods -----------------------------------------------------------------------------------
 
 
-def _fp8(config: Mapping[str, Any], _wide: Format) -> _Read:
+def _fp8(config: Mapping[str, object], _wide: Format) -> _Read:
     """Read ``fp8``: transformers ``integrations/finegrained_fp8.py``, `FP8Linear`."""
     block = config.get("weight_block_size")
     static = config.get("activation_scheme") == "static"
@@ -177,7 +179,7 @@ def _fp8(config: Mapping[str, Any], _wide: Format) -> _Read:
     return (*own, *_everywhere(format)), (*HEAD, *ignored)
 
 
-def _fbgemm(config: Mapping[str, Any], _wide: Format) -> _Read:
+def _fbgemm(config: Mapping[str, object], _wide: Format) -> _Read:
     """Read ``fbgemm_fp8``: transformers ``integrations/fbgemm_fp8.py``: a float32 for each row."""
     format = Format(
         name="fp8 per row",
@@ -189,7 +191,7 @@ def _fbgemm(config: Mapping[str, Any], _wide: Format) -> _Read:
     return _everywhere(format), (*HEAD, *(_modules(config, "modules_to_not_convert") or ()))
 
 
-def _gptq(config: Mapping[str, Any], wide: Format) -> _Read:
+def _gptq(config: Mapping[str, object], wide: Format) -> _Read:
     """Read ``gptq``: AutoGPTQ and GPTQModel; ``g_idx`` and zero points are stored always."""
     bits, group = _integer(config, "bits"), _group(config.get("group_size", 128))
     head = _flag(config, "lm_head", default=False)
@@ -214,7 +216,7 @@ def _gptq(config: Mapping[str, Any], wide: Format) -> _Read:
     return _everywhere(format), (*(() if head else HEAD), *ignored, *skipped)
 
 
-def _awq(config: Mapping[str, Any], wide: Format) -> _Read:
+def _awq(config: Mapping[str, object], wide: Format) -> _Read:
     """Read ``awq``: AutoAWQ ``modules/linear/gemm.py``."""
     bits = _integer(config, "bits" if "bits" in config else "w_bit")
     group = _group(config.get("group_size", config.get("q_group_size", 128)))
@@ -228,14 +230,14 @@ def _awq(config: Mapping[str, Any], wide: Format) -> _Read:
     return _everywhere(format), (*HEAD, *(_modules(config, "modules_to_not_convert") or ()))
 
 
-def _auto_round(config: Mapping[str, Any], wide: Format) -> _Read:
+def _auto_round(config: Mapping[str, object], wide: Format) -> _Read:
     """Read ``auto-round``, which packs as GPTQ or as AWQ do."""
     packing = config.get("packing_format", "auto_round:auto_gptq")
     read = _awq if isinstance(packing, str) and "awq" in packing else _gptq
     return read({**config, "dynamic": None}, wide)
 
 
-def _bitsandbytes(config: Mapping[str, Any], _wide: Format) -> _Read:
+def _bitsandbytes(config: Mapping[str, object], _wide: Format) -> _Read:
     """Read ``bitsandbytes``: transformers `BitsAndBytesConfig`."""
     if _flag(config, "load_in_8bit", default=False) or _flag(
         config, "_load_in_8bit", default=False
@@ -254,13 +256,13 @@ def _bitsandbytes(config: Mapping[str, Any], _wide: Format) -> _Read:
     return _everywhere(get(name)), (*HEAD, *(ignored or ()))
 
 
-def _mxfp4(config: Mapping[str, Any], _wide: Format) -> _Read:
+def _mxfp4(config: Mapping[str, object], _wide: Format) -> _Read:
     """Read ``mxfp4``: the experts' matrices alone, as the checkpoints of gpt-oss have them."""
     rule = Rule(format=get("mxfp4"), targets=EXPERTS)
     return (rule,), (*HEAD, *(_modules(config, "modules_to_not_convert") or ()))
 
 
-def _modelopt(config: Mapping[str, Any], _wide: Format) -> _Read:
+def _modelopt(config: Mapping[str, object], _wide: Format) -> _Read:
     """Read ``modelopt``: NVIDIA TensorRT Model Optimizer's unified checkpoint."""
     inner = _mapping(config, "quantization") or config
     algorithm = inner.get("quant_algo")
@@ -295,7 +297,7 @@ def _modelopt(config: Mapping[str, Any], _wide: Format) -> _Read:
     return _everywhere(known[algorithm]), ignored
 
 
-def _compressed(config: Mapping[str, Any], wide: Format) -> _Read:
+def _compressed(config: Mapping[str, object], wide: Format) -> _Read:
     """Read ``compressed-tensors``: its ``config_groups``, in order."""
     rules = []
     packing = config.get("format")
@@ -316,14 +318,14 @@ def _compressed(config: Mapping[str, Any], wide: Format) -> _Read:
     return tuple(rules), _modules(config, "ignore") or ()
 
 
-def _static_inputs(group: Mapping[str, Any]) -> bool:
+def _static_inputs(group: Mapping[str, object]) -> bool:
     inputs = _mapping(group, "input_activations")
     # "local": the scales of groups are computed, that of the tensor is stored (nvfp4).
     return bool(inputs) and inputs.get("dynamic") in {False, None, "local"}
 
 
 def _compressed_format(
-    weights: Mapping[str, Any], packing: object, wide: Format, static_inputs: bool
+    weights: Mapping[str, object], packing: object, wide: Format, static_inputs: bool
 ) -> Format:
     """Return the format of one group: compressed-tensors ``compressors/``."""
     bits, kind = _integer(weights, "num_bits"), weights.get("type", "int")
@@ -387,7 +389,7 @@ def _compressed_format(
     )
 
 
-def _strategy(weights: Mapping[str, Any]) -> tuple[object, int | None]:
+def _strategy(weights: Mapping[str, object]) -> tuple[object, int | None]:
     """Return what shares a scale, which a group size may say, too."""
     given = weights.get("group_size")
     group = _group(given)
@@ -401,7 +403,7 @@ def _grouping(group: int | None) -> str:
     return "per row" if group is None else f"per {group}"
 
 
-_METHODS: Final[Mapping[str, Callable[[Mapping[str, Any], Format], _Read]]] = {
+_METHODS: Final[Mapping[str, Callable[[Mapping[str, object], Format], _Read]]] = {
     "auto-round": _auto_round,
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,

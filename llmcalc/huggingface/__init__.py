@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -44,7 +44,7 @@ def supported() -> Supported:
 
 
 def load_model(
-    source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None
+    source: str | os.PathLike[str] | Mapping[str, object], *, name: str | None = None
 ) -> ModelSpec:
     """Return the model that a ``config.json`` describes.
 
@@ -90,8 +90,8 @@ def load_model(
 
 
 def _values(
-    source: str | os.PathLike[str] | Mapping[str, Any],
-) -> tuple[Mapping[str, Any], str | None]:
+    source: str | os.PathLike[str] | Mapping[str, object],
+) -> tuple[Mapping[str, object], str | None]:
     """Return the fields that `source` means, and the name that it gives the model."""
     if isinstance(source, Mapping):
         return source, None
@@ -123,7 +123,7 @@ def _is_path(text: str) -> bool:
         return True
 
 
-def _model_type(values: Mapping[str, Any]) -> str:
+def _model_type(values: Mapping[str, object]) -> str:
     model_type = values.get("model_type")
     if model_type is None:
         raise LlmcalcError("model_type: is missing; a config.json names its architecture there")

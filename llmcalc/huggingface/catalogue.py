@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: Mapping[str, object]
     source: str
     aliases: tuple[str, ...] = ()
     published: int | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from llmcalc.boundary import LARGEST_SIZE
 from llmcalc.errors import InvalidValueError, LlmcalcError, shown
@@ -369,7 +369,7 @@ class Config:
         return tuple(sorted(self._values.keys() - known))
 
 
-def read_json(path: str) -> Mapping[str, Any]:
+def read_json(path: str) -> Mapping[str, object]:
     """Return the mapping in a ``config.json``; `path` is the file or the folder that has it."""
     if os.path.isdir(path):  # noqa: PTH112
         path = os.path.join(path, "config.json")  # noqa: PTH118

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from llmcalc.errors import (
     LONGEST_MESSAGE,
@@ -21,7 +20,7 @@ from llmcalc.huggingface.config import read_json
 __all__ = ["config"]
 
 
-def config(name: str) -> Mapping[str, Any]:
+def config(name: str) -> Mapping[str, object]:
     """Return the ``config.json`` of the model `name` on the hub; nothing else is fetched.
 
     Raises `llmcalc.LlmcalcError` without the extra, without network, and for a model that the hub

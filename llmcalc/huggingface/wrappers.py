@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.huggingface.registry import HEADLESS
@@ -177,23 +177,24 @@ _DEEPEST: Final = 3
 class Inner(NamedTuple):
     """A language model's fields, its type, and the path of the section that holds them."""
 
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     model_type: str
     path: str
 
 
 def language_model(
-    values: Mapping[str, Any], model_type: str, known: Mapping[str, str]
+    values: Mapping[str, object], model_type: str, known: Mapping[str, str]
 ) -> Inner | None:
     """Return the language model of a type that is not itself `known`, `None` where it has none."""
     path = ""
     for _ in range(_DEEPEST):
-        section = next((name for name in SECTIONS if isinstance(values.get(name), Mapping)), None)
-        if section is None:
+        named = [(name, values.get(name)) for name in SECTIONS]
+        found = next(((name, own) for name, own in named if isinstance(own, Mapping)), None)
+        if found is None:
             break
         shared = {field: values[field] for field in _SHARED if field in values}
         wrapper, usual, whole = model_type, LANGUAGE_MODELS.get(model_type), values
-        values = values[section]
+        section, values = found
         path += f"{section}."
         for key in values:
             if not isinstance(key, str):
@@ -212,8 +213,8 @@ def language_model(
 
 
 def _with_tie(
-    section: Mapping[str, Any], whole: Mapping[str, Any], wrapper: str, part: str
-) -> dict[str, Any]:
+    section: Mapping[str, object], whole: Mapping[str, object], wrapper: str, part: str
+) -> dict[str, object]:
     """Return the fields of a section, with what the larger model says of the head.
 
     Where that says nothing, the section's word is taken, not the default of the larger model's

@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Placed", "Stages", "placed"]
 
-N = TypeVar("N", bound="Number", covariant=True)
+N_co = TypeVar("N_co", bound="Number", covariant=True)
 
 
-class Stages(NamedTuple, Generic[N]):
+class Stages(NamedTuple, Generic[N_co]):
     """What one device of each pipeline stage holds: weights, and one request of its replica.
 
     `replicas` share out a batch. Figures are bytes, integers or arrays.
     """
 
     weights: Sequence[int]
-    requests: Sequence[N]
+    requests: Sequence[N_co]
     replicas: int
 
     @property
-    def pairs(self) -> tuple[tuple[int, N], ...]:
+    def pairs(self) -> tuple[tuple[int, N_co], ...]:
         """Weights and one request of each stage."""
         return tuple(zip(self.weights, self.requests, strict=True))
 

@@ -185,7 +185,7 @@ def generation(
     )
 
 
-def decoding(options: Mapping[str, Any]) -> dict[str, Any]:
+def decoding(options: Mapping[str, object]) -> dict[str, Any]:
     """Return the arguments of steps that decode, from those of all steps of a generation."""
     return {"mla": "absorbed", **options}
 
