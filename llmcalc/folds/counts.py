@@ -53,7 +53,7 @@ class Count(NamedTuple):
 Sums: TypeAlias = tuple[tuple[int, int], ...]
 
 #: Kinds of counts that have nothing of the past tokens.
-_WITHOUT_PAST: Final = frozenset({"once", "tokens", "logits", "touched", "assigned"})
+_WITHOUT_PAST: Final = frozenset({"once", "tokens", "logits", "touched", "assigned", "dealt"})
 
 #: What does not depend on the workload.
 ONCE: Final = Count("once", "")
@@ -198,10 +198,16 @@ def _assigned(tokens: Number, of: tuple[int, int, int, int], bound: bool) -> Num
     return -(-choices * (before + held) // experts) + (choices * -before // experts)
 
 
+def _dealt(tokens: Number, of: tuple[int, int], bound: bool) -> Number:
+    """Give the tokens of one of the ranks that share out those that all of them have."""
+    return tokens if bound else portion(tokens, *of)
+
+
 #: Counts of a whole step, from the number of its tokens.
 _OF_A_STEP: Final[Mapping[str, Callable[[Number, Any, bool], Figure]]] = {
     "touched": _touched,
     "assigned": _assigned,
+    "dealt": _dealt,
 }
 
 

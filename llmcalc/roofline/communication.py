@@ -193,7 +193,7 @@ class _Step:
             yield self._after("all-reduce", entry, (item.row,), TOKENS)
         elif isinstance(item, Linear):
             tokens = self.how.tokens(item)
-            if any(map(is_split, item.into)):
+            if self._cut(entry, item.into):
                 yield self._after("all-reduce", entry, item.out, tokens)
             elif any(axis.name == "vocab" for axes in item.out for axis in axes):
                 yield self._after("all-gather", entry, item.out, tokens)
@@ -211,7 +211,7 @@ class _Step:
         self, step: ResidualStep, entries: list[Entry], *, gathers: bool
     ) -> Iterator[Exchange]:
         summed: set[object] = set()
-        norms = [entry for entry in entries if _spans_ranks(entry)]
+        norms = [entry for entry in entries if self._spans_ranks(entry)]
         normed: set[str] = set()
         routed_before = False
         for entry in entries:
@@ -242,11 +242,31 @@ class _Step:
     def _partial(self, entry: Entry) -> tuple[tuple[Axes, ...], Count] | None:
         """Return what an item leaves a partial sum of on every rank, and the tokens."""
         item = entry.item
-        if isinstance(item, Linear) and any(map(is_split, item.into)):
+        if isinstance(item, Linear) and self._cut(entry, item.into):
             return item.out, self.how.tokens(item)
         if isinstance(item, Product) and self.owner.split(entry).whole_experts:
             return (self._hidden,), TOKENS
         return None
+
+    def _cut(self, entry: Entry, axes: Axes) -> bool:
+        """Whether a rank has only a part of what the axes of an item span.
+
+        Of whole experts it has all axes, and a part of the sum over experts.
+        """
+        split = self.owner.split(entry)
+        if split.whole_experts:
+            return any(map(is_split, axes))
+        return extent((axes,), split) < extent((axes,))
+
+    def _spans_ranks(self, entry: Entry) -> bool:
+        """Whether something that is split over ranks is normalised as one vector.
+
+        What recurrences compute is left to each rank: engines normalise it by groups of heads.
+        """
+        item = entry.item
+        if not isinstance(item, Scale) or item.vectors != () or entry.group == "recurrent":
+            return False
+        return self._cut(entry, item.axes)
 
     def _together(self, entry: Entry) -> Iterator[Exchange]:
         """Give what ranks exchange that compute the tokens of all replicas together."""
@@ -267,8 +287,8 @@ class _Step:
         used = (Axis("ranks per token", min(active or 1, split.ranks)), *hidden)
         tokens, ranks = TOKENS, self.rank.layout.tensor_parallel
         if ranks > 1:  # which hold the same tokens
-            of = (TOKENS, ranks, self.rank.tensor_rank)
-            tokens = Count("sharded", f"tokens / {ranks}", of)
+            of = (ranks, self.rank.tensor_rank)
+            tokens = Count("dealt", f"tokens / {ranks}", of)
         times = self._times(entry)
         yield Exchange("all-to-all", path, split.ranks, (used,), tokens, 2 * times)
         yield Exchange("all-gather", path, ranks, (hidden,), TOKENS, times)
@@ -294,17 +314,6 @@ class _Step:
 def _is_read(item: object) -> bool:
     """Whether a routed item is one that a step reads."""
     return not isinstance(item, Table) or item.looked_up > 0
-
-
-def _spans_ranks(entry: Entry) -> bool:
-    """Whether something that is split over ranks is normalised as one vector.
-
-    What recurrences compute is left to each rank: engines normalise it by groups of heads.
-    """
-    item = entry.item
-    if not isinstance(item, Scale) or item.vectors != () or entry.group == "recurrent":
-        return False
-    return any(map(is_split, item.axes))
 
 
 _GATHER_SCATTER: Final[tuple[Kind, Kind]] = ("all-gather", "reduce-scatter")

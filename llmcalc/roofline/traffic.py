@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, overload
 from llmcalc.breakdown import Breakdown, Factor
 from llmcalc.folds.breakdowns import largest
 from llmcalc.folds.conventions import Conventions, conventions
-from llmcalc.folds.counts import ONCE, TOKENS, Count, ExpertReads
+from llmcalc.folds.counts import ONCE, Count, ExpertReads
 from llmcalc.folds.owners import Owner, owners_of
 from llmcalc.folds.pieces import Draft, Fold, Piece, Shape, Stored
 from llmcalc.folds.storage import CacheFormats, Formats, Slots, formats_in
@@ -247,7 +247,7 @@ class _Reads(NamedTuple):
         """Return the rows that a count looks up: of experts those that the rank has."""
         own = self.owner.experts(entry, item.rows) if item.routed else None
         if own is None:
-            return item.looked_up, TOKENS
+            return item.looked_up, self.how.new(self.owner.across_replicas(entry))
         of = (item.rows.size, item.looked_up, *own)
         return 1, Count("assigned", "rows looked up", of, self.owner.across_replicas(entry))
 
