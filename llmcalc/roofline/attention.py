@@ -13,7 +13,7 @@ square of queries and keys, and 5 FLOPs a score for the softmax, unless `causal`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 from llmcalc.boundary import (
     choice,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy import floating
     from numpy.typing import NDArray
 
-    from llmcalc.boundary import Int, IntArray
+    from llmcalc.boundary import Int, IntArray, Number
 
     FloatArray: TypeAlias = NDArray[floating[Any]]
 
@@ -106,11 +106,10 @@ def attention_flops(
     softmax = whole_number(softmax_flops, "softmax_flops")
     _check_causal(queries, keys, causal)
 
-    def fold(queries: Any, keys: Any, batch: Any) -> Any:
+    def fold(queries: Number, keys: Number, batch: Number) -> Number:
         return _pairs(queries, keys, causal) * (heads * (4 * width + softmax)) * batch
 
-    answer: int | IntArray = evaluate(fold, _itself, queries=queries, keys=keys, batch=batch)
-    return answer
+    return evaluate(fold, int, queries=queries, keys=keys, batch=batch)
 
 
 @overload
@@ -213,19 +212,18 @@ def attention_bytes(
     if algorithm == "assignment":
         _check_assignment(queries, keys, heads, causal)
 
-        def fold(queries: Any, keys: Any, batch: Any) -> Any:
+        def fold(queries: Number, keys: Number, batch: Number) -> Number:
             return _assignment_elements(queries, keys, width, batch, shared_kv) * size
 
     else:
         passes = 4 if algorithm == "standard" else 0
 
-        def fold(queries: Any, keys: Any, batch: Any) -> Any:
+        def fold(queries: Number, keys: Number, batch: Number) -> Number:
             own = 2 * heads * width * queries + passes * heads * queries * keys
             read = 2 * groups * width * _read(queries, keys, causal, rows)
             return (own * batch + read * (smaller(batch, 1) if shared_kv else batch)) * size
 
-    answer: int | IntArray = evaluate(fold, _itself, queries=queries, keys=keys, batch=batch)
-    return answer
+    return evaluate(fold, int, queries=queries, keys=keys, batch=batch)
 
 
 @overload
@@ -296,8 +294,7 @@ def attention_intensity(
     flash: 517.000 prefill, 1.009 decode
     assignment: 71.310 prefill, 0.998 decode
     """
-    # Any mix of integers and arrays, which no single overload describes.
-    work = cast("Any", attention_flops)(
+    work: Number = attention_flops(
         queries=queries,
         keys=keys,
         head_dim=head_dim,
@@ -306,7 +303,7 @@ def attention_intensity(
         causal=causal,
         softmax_flops=softmax_flops,
     )
-    moved = cast("Any", attention_bytes)(
+    moved: Number = attention_bytes(
         queries=queries,
         keys=keys,
         head_dim=head_dim,
@@ -323,12 +320,10 @@ def attention_intensity(
         if not moved.all():
             raise _nothing_moved(keys=keys, queries=queries, batch=batch)
         # Where int64 would overflow, the quotient is an object array of Python floats.
-        ratio: FloatArray = (work / moved).astype("float64")
-        return ratio
+        return (work / moved).astype("float64")
     if not moved:
         raise _nothing_moved(keys=keys, queries=queries, batch=batch)
-    intensity: float = work / moved
-    return intensity
+    return work / moved
 
 
 def _nothing_moved(**workload: Any) -> InvalidValueError:
@@ -337,13 +332,13 @@ def _nothing_moved(**workload: Any) -> InvalidValueError:
     return InvalidValueError(empty, workload[empty], "must be at least 1: an intensity needs bytes")
 
 
-def _pairs(queries: Any, keys: Any, causal: bool) -> Any:
+def _pairs(queries: Number, keys: Number, causal: bool) -> Number:
     if causal:
         return Full().pairs(queries, keys - queries)
     return queries * keys
 
 
-def _read(queries: Any, keys: Any, causal: bool, tile: int | None) -> Any:
+def _read(queries: Number, keys: Number, causal: bool, tile: int | None) -> Number:
     """Give the keys that are read, those of every tile of queries again."""
     if tile is None:
         return keys
@@ -353,8 +348,8 @@ def _read(queries: Any, keys: Any, causal: bool, tile: int | None) -> Any:
 
 
 def _assignment_elements(
-    queries: Any, keys: Any, width: int, batch: Any, shared_kv: bool | None
-) -> Any:
+    queries: Number, keys: Number, width: int, batch: Number, shared_kv: bool | None
+) -> Number:
     """Give the elements that the assignment counts; decode wins where both cases hold.
 
     With arrays both cases are computed for every element and the right one is kept.
@@ -388,7 +383,3 @@ def _check_assignment(queries: object, keys: object, heads: int, causal: bool) -
 
 def _everywhere(condition: Any) -> bool:
     return bool(condition.all()) if is_array(condition) else bool(condition)
-
-
-def _itself(value: int) -> int:
-    return value

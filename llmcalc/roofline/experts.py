@@ -12,16 +12,15 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.folds.counts import EXPERT_READS, ExpertReads, experts_read
 
 if TYPE_CHECKING:
-    from numpy import floating
     from numpy.typing import NDArray
 
-    from llmcalc.boundary import Int, IntArray
+    from llmcalc.boundary import Figure, Int, IntArray
 
 __all__ = ["experts_touched"]
 
 
 @overload
-def experts_touched(
+def experts_touched(  # type: ignore[overload-overlap]
     *,
     num_experts: Int,
     experts_per_token: Int,
@@ -30,12 +29,12 @@ def experts_touched(
     held: Int | None = None,
 ) -> int: ...
 @overload
-def experts_touched(
+def experts_touched(  # type: ignore[overload-overlap]
     *,
     num_experts: Int,
     experts_per_token: Int,
     tokens: Int,
-    reads: Literal["expected"] = "expected",
+    reads: ExpertReads = "expected",
     held: Int | None = None,
 ) -> float: ...
 @overload
@@ -43,19 +42,10 @@ def experts_touched(
     *,
     num_experts: Int,
     experts_per_token: Int,
-    tokens: IntArray,
-    reads: Literal["fewest", "most"],
+    tokens: Int | IntArray,
+    reads: ExpertReads = "expected",
     held: Int | None = None,
-) -> IntArray: ...
-@overload
-def experts_touched(
-    *,
-    num_experts: Int,
-    experts_per_token: Int,
-    tokens: IntArray,
-    reads: Literal["expected"] = "expected",
-    held: Int | None = None,
-) -> NDArray[floating[Any]]: ...
+) -> NDArray[Any]: ...
 def experts_touched(
     *,
     num_experts: Int,
@@ -63,7 +53,7 @@ def experts_touched(
     tokens: Int | IntArray,
     reads: ExpertReads = "expected",
     held: Int | None = None,
-) -> Any:
+) -> Figure:
     r"""Return how many distinct experts `tokens` tokens read.
 
     .. math:: E \left(1 - \left(1 - \tfrac{k}{E}\right)^{T}\right) \quad\text{expected, between}
@@ -88,7 +78,7 @@ def experts_touched(
     for field, number in (("experts_per_token", used), ("held", own)):
         if number > experts:
             raise InvalidValueError(field, number, f"must be at most num_experts ({experts})")
-    asked: Any = count(tokens, "tokens")
+    asked = count(tokens, "tokens")
     if is_array(asked) and asked.dtype.kind != "O":
         asked = asked.astype("int64")
     return experts_read(asked, experts, used, own, reads)

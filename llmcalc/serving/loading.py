@@ -92,7 +92,7 @@ def first_ranks(layout: Layout) -> range:
     return range(0, layout.pipeline_parallel * layout.tensor_parallel, layout.tensor_parallel)
 
 
-def _loaded(
+def _loaded(  # noqa: PLR0917  # what is kept has positional arguments
     ledger: Ledger,
     engine: Engine,
     layout: Layout,

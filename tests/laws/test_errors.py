@@ -303,7 +303,7 @@ WRONG: Final[dict[str, Callable[[str], object]]] = {
     "column of many": lambda name: Table(
         tuple(column(f"column {number}", [1]) for number in range(100))
     )[name],
-    "engine of a layout": lambda name: Layout(engine=name),  # type: ignore[arg-type]
+    "engine of a layout": lambda name: Layout(engine=name),
     "logits": lambda name: choice(name, "logits", ("last", "all")),
 }
 

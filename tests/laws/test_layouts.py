@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -108,6 +109,7 @@ def copies(tensor: StoredTensor, spec: ModelSpec, layout: Layout) -> int:
             here |= {("before", "")} if number == 0 else set()
             here |= {("after", "")} if number == stages - 1 else set()
             used += bool(here & set(tensor.places))
+    joint: dict[object, Collection[str]]
     joint = {None: {"feed_forward", "experts"}, "sglang": {"feed_forward", "experts"}, "vllm": ()}
     if tensor.routed and layout.expert_parallel:
         return used

@@ -669,7 +669,7 @@ def test_engines_take_their_share_elsewhere() -> None:
 def test_profiles_are_engines_with_a_pool_by_their_names() -> None:
     for name in serving.profiles():
         assert serving.profile(name).name == name
-        assert serving.profile(name).pool
+        assert serving.profile(name).pool_rule is not None
 
 
 # Logs ---------------------------------------------------------------------------------------

@@ -112,11 +112,11 @@ INFERRED = {
         "roofline.attention_flops(queries=1, keys=1, head_dim=1, batch=ints)",
         "roofline.attention_bytes(queries=ints, keys=ints, head_dim=1, **how)",
         "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints, reads='most')",
+        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints)",
     ],
     "NDArray[np.floating[Any]]": [
         "roofline.attention_intensity(queries=1, keys=ints, head_dim=1, **how)",
         "roofline.attention_intensity(queries=1, keys=1, head_dim=1, batch=ints, **how)",
-        "roofline.experts_touched(num_experts=8, experts_per_token=2, tokens=ints)",
     ],
     "engines.Engine": ["engines.get('vllm')", "serving.profile('vllm')"],
     "engines.Placement": ["layout.placement"],
