@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from llmcalc.errors import InvalidValueError, UnknownNameError
 from llmcalc.formats import checkpoint, llama_cpp
 from llmcalc.formats.blocks import PLAIN, Format, find, get, names
@@ -16,6 +18,9 @@ from llmcalc.spec.kept import kept
 from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 
 __all__ = ["name_of", "scheme", "scheme_names"]
+
+#: Formats that are for the experts of a mixture alone, as those of gpt-oss are.
+_FOR_EXPERTS: Final = frozenset({"mxfp4", "mxfp4-hopper"})
 
 
 def scheme(weights: str | Format | Scheme, spec: ModelSpec) -> Scheme:
@@ -85,8 +90,7 @@ def _named(ledger: Ledger, name: str) -> Scheme:
             {*names(), *scheme_names()},
             listed_by="llmcalc.formats.names() and llmcalc.formats.scheme_names()",
         )
-    # llama.cpp's 4-bit floats and those of gpt-oss are for the experts of a mixture.
-    only_experts = name.startswith("mxfp4") and any(
+    only_experts = name in _FOR_EXPERTS and any(
         tensor.group == "experts" for tensor in ledger.tensors
     )
     rule = Rule(format=format, targets=EXPERTS if only_experts else ("Linear",))
