@@ -77,7 +77,7 @@ PARAMETERS: Final = (
     Parameter("kernel_seconds", False, 6e-6, 1.0, 0.8, 0.2, 0.3, 0.2),
     Parameter("attention_compute", True, 0.5, 1.0, 0.7, 0.2, 0.3, 0.2),
     Parameter("attention_tile", False, 8.0, 1.0, 1.0, 0.3, 0.3, 0.3),
-    Parameter("cache_bandwidth", True, 0.77, 0.5, 0.5, 0.2, 0.3, 0.2),
+    Parameter("cache_bandwidth", True, 0.77, 0.5, 0.5, 0.2, 0.3, 0.3),
     Parameter("activation_passes", False, 1.0, 0.7, 0.7, 0.2, 0.2, 0.2),
     Parameter("score_passes", False, 1.0, 0.7, 0.7, 0.2, 0.2, 0.2),
     Parameter("expansion_bytes", False, 4.0, 0.5, 0.5, 0.1, 0.2, 0.1),
