@@ -374,6 +374,20 @@ class Rank:
         if layout.expert_parallel:
             self._experts = Split(ranks=layout.expert_ranks, rank=place, whole_experts=True)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rank):
+            return NotImplemented
+        mine, theirs = (
+            (one.layout, one.stage, one.replica, one.tensor_rank) for one in (self, other)
+        )
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash((self.layout, self.stage.number, self.replica, self.tensor_rank))
+
+    def __repr__(self) -> str:
+        return f"<Rank {self.number} of {self.layout.devices}: {self.layout}>"
+
     def on(self, stage: Stage) -> Rank:
         """Return the rank in the same place of another stage."""
         other = object.__new__(Rank)

@@ -120,6 +120,13 @@ RESULTS: Final[dict[str, Callable[[], object]]] = {
     "devices": lambda: tuple(map(hardware.get, hardware.names())),
     "layout": lambda: Layout(tensor_parallel=2, pipeline_parallel=2, engine="vllm"),
     "stages": lambda: Layout(pipeline_parallel=2).stages(llama()),
+    "rank": lambda: Layout(tensor_parallel=2, pipeline_parallel=2).rank(3, llama()),
+    "ranks": lambda: Layout(tensor_parallel=2, pipeline_parallel=3).first_ranks(llama()),
+    "layouts": lambda: tuple(planning.possible_layouts(llama(), 8)),
+    "own scheme": lambda: formats.Coverage(
+        name="own", wide=formats.get("bf16"), layers={"decoder": range(32)},
+        rules=(formats.Rule(format=formats.get("int8"), targets=("re:.*layers\\.[01]\\.",)),),
+    ),
     # Memory.
     "parameters": lambda: memory.parameters(llama()),
     "groups": lambda: memory.parameters(llama()).by(),
@@ -138,6 +145,9 @@ RESULTS: Final[dict[str, Callable[[], object]]] = {
     ),
     "plan": lambda: planning.plan(
         llama(), devices=[H100, "L4"], context=4096, batch=8, weights=["bf16", "Q4_K_M"]
+    ),
+    "what does not fit": lambda: planning.fewest_devices(
+        llama(), device="L4", context=8192, batch=999, max_devices=2, **WIDE
     ),
     "plan of nothing": lambda: planning.plan(llama(), devices="L4", counts=1, context=10**6),
     # Steps.
@@ -172,6 +182,9 @@ RESULTS: Final[dict[str, Callable[[], object]]] = {
     "allocation": lambda: serving.policies(
         llama(), context=1000, kv="bf16", max_context=8192
     ),
+    "loaded weights": lambda: serving.loaded_weights(llama(), weights="bf16"),
+    "activation peak": lambda: serving.activation_peak(llama()),
+    "kernels of an engine": lambda: serving.profile("vllm-0.19").mxfp4_kernels,
     "budget": lambda: serving.budget(llama(), context=8192, device=H100, **WIDE),
     "log": lambda: serving.parse_log(LOG),
     "reconciliation": lambda: serving.reconcile(LOG, model=llama()),
