@@ -406,6 +406,43 @@ def test_heads_that_every_rank_has_are_summed_by_each(kv_heads: int, ranks: int)
     assert ("o" in names) == (ranks > 1)
 
 
+def test_experts_that_are_looked_up_are_reduced_where_nothing_else_is() -> None:
+    """Without a width of its own the shared feed-forward leaves no sum that they could add to."""
+    part = RetrievedExperts(
+        num_experts=100, experts_per_token=7, shared=attrs.evolve(SHARED, inner_dim=0)
+    )
+    spec = attrs.evolve(DOGE, layers=runs([Layer(blocks=(Block(part=part),))] * 3))
+    path, hidden = ("experts", "experts", "experts"), TOKENS * 256 * 2
+    for layout, expected in (
+        (Layout(tensor_parallel=4), []),
+        (Layout(tensor_parallel=4, expert_parallel=True), [("all-reduce", path, 4, 3, hidden)]),
+    ):
+        assert [one for one in exchanged(spec, layout) if one[1][0] == "experts"] == expected
+
+
+@pytest.mark.parametrize(
+    "where", ["dp-attention", "dp-attention ep", "tp2 dp2 ep", "tp2 pp2 dp3 ep", "dp3 ep"]
+)
+@pytest.mark.parametrize("name", house.MODELS)
+def test_where_replicas_have_parts_of_a_sum_they_exchange_it(name: str, where: str) -> None:
+    """Tokens that replicas compute together come from all of them, and the results go back."""
+    spec, layout = allowed(name, where)
+    found = roofline.collectives(spec, batch=12, new=1, past=99, layout=layout)
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for one in found:
+        kinds.setdefault((one.path[0], one.path[1]), set()).add(one.kind)
+    rank = layout.first_ranks(spec)[0]
+    for step in spec.ledger.steps:
+        together = {
+            entry.path for entry in step.entries
+            if isinstance(entry.item, Linear)
+            and rank.across_replicas(entry.group, routed=entry.item.routed)
+        }  # fmt: skip
+        done = set().union(*(kinds.get(entry.path, set()) for entry in step.entries))
+        if together:
+            assert done >= {"all-gather", "reduce-scatter"} or "all-to-all" in done, together
+
+
 def test_dense_layers_and_experts_of_one_block_are_reduced_once() -> None:
     expert = FeedForward(inner_dim=64, gated=True, activation="silu")
     part = Experts(num_experts=8, experts_per_token=2, expert=expert, shared=SHARED)
