@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import attrs
 
@@ -46,12 +46,16 @@ from llmcalc.errors import InvalidValueError
 from llmcalc.folds.counts import TOKENS, Count
 
 if TYPE_CHECKING:
+    from numpy import integer
     from numpy.typing import NDArray
 
+    from llmcalc.boundary import Field, Figure
     from llmcalc.folds.breakdowns import FoldBreakdown
     from llmcalc.folds.pieces import Kind, Operation, Piece
     from llmcalc.hardware import DeviceSpec
     from llmcalc.roofline.times import StepTime
+
+    Indices: TypeAlias = NDArray[integer[Any]]
 
 __all__ = ["Attention", "Efficiency", "Products", "Work"]
 
@@ -64,27 +68,27 @@ EXPANDED_FROM: Final = 32
 _PACKED_BELOW: Final = 0.95
 
 
-def _share(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _share(_: object, attribute: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise InvalidValueError(attribute.name, value, "must be a share, above 0 and at most 1")
 
 
-def _cost(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _cost(_: object, attribute: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
         raise InvalidValueError(attribute.name, value, "must be a number of at least 0")
 
 
-def _overlap(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _overlap(_: object, attribute: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InvalidValueError(attribute.name, value, "must be from 0 to 1")
 
 
-def _exponent(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _exponent(_: object, attribute: Field, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
         raise InvalidValueError(attribute.name, value, "must be a number of at least 1")
 
 
-def _field(default: float, validator: Callable[[Any, attrs.Attribute[Any], Any], None]) -> Any:
+def _field(default: float, validator: Callable[[object, Field, object], None]) -> float:
     return attrs.field(default=default, validator=validator)
 
 
@@ -198,11 +202,11 @@ class Products(NamedTuple):
     `at` numbers the point of the work that each belongs to; `None` is one product at every point.
     """
 
-    at: NDArray[Any] | None
-    flops: Any
-    bytes: Any
+    at: Indices | None
+    flops: Figure
+    bytes: Figure
     layers: Any
-    packed: Any
+    packed: Figure
 
 
 class Attention(NamedTuple):
@@ -211,10 +215,10 @@ class Attention(NamedTuple):
     `query_flops` are of the requests that fill tiles: those of several new tokens.
     """
 
-    at: NDArray[Any] | None
-    flops: Any
-    query_flops: Any
-    bytes: Any
+    at: Indices | None
+    flops: Figure
+    query_flops: Figure
+    bytes: Figure
 
 
 class Work(NamedTuple):
@@ -230,17 +234,17 @@ class Work(NamedTuple):
     points: int
     products: tuple[Products, ...]
     attention: tuple[Attention, ...]
-    other_bytes: Any
-    activation_bytes: Any
-    score_bytes: Any
-    kernels: Any
-    steps: Any
-    latencies: Any
-    given_latency: Any
-    sent_bytes: Any
-    link: Any
-    peak: Any
-    bandwidth: Any
+    other_bytes: Figure
+    activation_bytes: Figure
+    score_bytes: Figure
+    kernels: Figure
+    steps: Figure
+    latencies: Figure
+    given_latency: Figure
+    sent_bytes: Figure
+    link: Figure
+    peak: Figure
+    bandwidth: Figure
 
     @classmethod
     def of(cls, step: StepTime) -> Work:
@@ -314,7 +318,7 @@ class Work(NamedTuple):
         products = tuple(one._replace(packed=0.0) for one in self.products)
         return self._replace(products=products)
 
-    def whole(self, values: Any) -> Any:
+    def whole(self, values: Figure) -> Figure:
         """Return a figure of every point in the shape of the step's arguments."""
         import numpy as np
 
@@ -403,7 +407,7 @@ class _Reading:
                 self._brought(weights, pieces[-1].per),
             )
 
-    def _brought(self, weights: list[Piece], count: Count) -> Any:
+    def _brought(self, weights: list[Piece], count: Count) -> Figure:
         """Return the packed weights that are brought to 16 bits, where there are enough tokens."""
         import numpy as np
 
@@ -414,7 +418,7 @@ class _Reading:
         if count.kind == "assigned":  # of the tokens whose choices fall to the rank
             count = TOKENS._replace(all_replicas=count.all_replicas)
         wide = self._flat(self._count(count)) > EXPANDED_FROM
-        brought: Any = 0.0
+        brought: Figure = 0.0
         for piece, number in zip(weights, elements, strict=True):
             brought = brought + number * self._flat(self._count(piece.per))
         return np.where(wide, brought, 0.0) if self.shape is not None else brought * bool(wide)
@@ -433,7 +437,7 @@ class _Reading:
                 cached.setdefault(piece.operation[:2], []).append(piece)
         for place in dict.fromkeys((*mixed, *cached)):
             pieces = mixed.get(place, [])
-            more: Any = 0.0
+            more: Figure = 0.0
             for piece in pieces:
                 widest = Count("widest", "keys", piece.per.of)
                 more = more + piece.size * self._flat(self._count(widest))
@@ -449,7 +453,7 @@ class _Reading:
                 found.setdefault(piece.operation, []).append(piece)
         return found
 
-    def _summed(self, pieces: list[Piece], of: FoldBreakdown[Any, Any]) -> Any:
+    def _summed(self, pieces: list[Piece], of: FoldBreakdown[Any, Any]) -> Figure:
         numbers = {count: number for number, count in enumerate(of.fold.counts)}
         return self._flat(of.of(tuple([(numbers[piece.per], piece.size) for piece in pieces])))
 
@@ -458,7 +462,7 @@ class _Reading:
         values = self.work.workload.values((count,), sum)
         return values.total(((0, 1),))
 
-    def _flat(self, value: Any) -> Any:
+    def _flat(self, value: Figure) -> Figure:
         """Return a figure as a float, or where it is an array as one for every point."""
         import numpy as np
 
@@ -472,21 +476,21 @@ def _rounds(kind: str, ranks: int) -> float:
     return 1.0 if kind == "send" else (1 + math.log2(ranks)) / 2
 
 
-def part_seconds(e: Any, work: Work) -> dict[str, Any]:
+def part_seconds(e: Any, work: Work) -> dict[str, Figure]:
     """Return the parts of the time of every point of a work, by their names.
 
     `e` has the parameters of an `Efficiency`, as numbers; or as arrays with a value for every
     point, and then ``e.at(points)`` gives those of some of them.
     """
-    serial: Any = 0.0
-    compute_seconds: Any = 0.0
-    memory_seconds: Any = work.other_bytes / (work.bandwidth * e.bandwidth)
-    expanded: Any = 0.0
+    serial: Figure = 0.0
+    compute_seconds: Figure = 0.0
+    memory_seconds: Figure = work.other_bytes / (work.bandwidth * e.bandwidth)
+    expanded: Figure = 0.0
 
-    def of(values: Any, at: Any) -> Any:
+    def of(values: Figure, at: Indices | None) -> Figure:
         return values if at is None or not is_array(values) else values[at]
 
-    def summed(values: Any, at: Any) -> Any:
+    def summed(values: Figure, at: Indices | None) -> Figure:
         if at is None:
             return values
         import numpy as np
@@ -525,7 +529,7 @@ def part_seconds(e: Any, work: Work) -> dict[str, Any]:
     }
 
 
-def _norm(a: Any, b: Any, exponent: Any) -> Any:
+def _norm(a: Figure, b: Figure, exponent: float) -> Figure:
     """Return the norm of two times that are at least 0."""
     most = larger(a, b)
     if exponent == math.inf:
@@ -533,6 +537,6 @@ def _norm(a: Any, b: Any, exponent: Any) -> Any:
     return most * (1 + _ratio(smaller(a, b), most) ** exponent) ** (1 / exponent)
 
 
-def _ratio(a: Any, b: Any) -> Any:
+def _ratio(a: Figure, b: Figure) -> Figure:
     """Return a / b of numbers that are at least 0, and 0 where both are."""
     return a / (b + (b == 0))

@@ -41,11 +41,12 @@ from llmcalc.roofline.forecasts import Run
 from llmcalc.roofline.times import StepTime
 
 if TYPE_CHECKING:
-    from numpy import floating, integer
+    from numpy import floating
     from numpy.typing import NDArray
 
+    from llmcalc.roofline.efficiency import Indices
+
     Array: TypeAlias = NDArray[floating[Any]]
-    Indices: TypeAlias = NDArray[integer[Any]]
 
 __all__ = ["PARAMETERS", "Fit", "Group", "GroupFits", "Measurement", "fit", "fit_groups"]
 
