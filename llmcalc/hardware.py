@@ -14,7 +14,7 @@ read when a device is first asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -29,6 +29,9 @@ from llmcalc.errors import (
     listing_message,
     nearest,
 )
+
+if TYPE_CHECKING:
+    from llmcalc.boundary import Field
 
 __all__ = ["NUMBER_FORMATS", "DeviceSpec", "UnknownDeviceError", "get", "names"]
 
@@ -80,22 +83,22 @@ def _check_mapping(field: str, value: object) -> None:
         raise InvalidValueError(field, value, "must be a mapping")
 
 
-def _text(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _text(_: object, attribute: Field, value: object) -> None:
     _check_text(attribute.name, value)
 
 
-def _positive(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _positive(_: object, attribute: Field, value: object) -> None:
     _check_positive(attribute.name, value)
 
 
-def _rates(_: object, attribute: attrs.Attribute[Any], value: Mapping[object, object]) -> None:
+def _rates(_: object, attribute: Field, value: Mapping[object, object]) -> None:
     _check_mapping(attribute.name, value)
     for format, rate in value.items():
         choice(format, f"{attribute.name} format", NUMBER_FORMATS)
         _check_positive(f"{attribute.name}[{format!r}]", rate)
 
 
-def _notes(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _notes(_: object, attribute: Field, value: object) -> None:
     if not isinstance(value, tuple):
         raise InvalidValueError(attribute.name, value, "must be a tuple of strings")
     for note in value:

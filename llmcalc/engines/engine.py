@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import attrs
 
@@ -21,6 +21,9 @@ from llmcalc.engines.placement import Placement
 from llmcalc.engines.pools import POOLS, PoolName, PoolRule
 from llmcalc.errors import InvalidValueError
 from llmcalc.units import GiB
+
+if TYPE_CHECKING:
+    from llmcalc.boundary import Field
 
 __all__ = ["ActivationRule", "Conventions", "Engine", "LogWords", "Mxfp4Kernels"]
 
@@ -151,16 +154,16 @@ class LogWords(Described):
     words: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
 
 
-def _percent(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _percent(_instance: object, attribute: Field, value: object) -> None:
     whole_number(value, attribute.name)
 
 
-def _pool_rule(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _pool_rule(_instance: object, attribute: Field, value: object) -> None:
     if value is not None and not isinstance(value, PoolRule):
         choice(value, attribute.name, POOLS)
 
 
-def _share(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+def _share(_instance: object, attribute: Field, value: object) -> None:
     if value is not None:
         check_share(value, attribute.name)
 
