@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from llmcalc import formats
 from llmcalc.boundary import whole_number
@@ -50,9 +49,9 @@ def activation_peak(
     Latent attention expands as much of its cache as a step may read, which `context` (the longest
     one) and `block_tokens` bound; without a `context` it is the most that the engine ever does.
     `weights` matters where the kernels of a format have buffers of their own. The rule and what it
-    was fitted to are the profile's (`llmcalc.serving.ActivationRule`); it covers attention,
+    was fitted to are the engine's (`llmcalc.engines.ActivationRule`); it covers attention,
     feed-forward layers and experts of text models, not vision towers. Raises
-    `llmcalc.LlmcalcError` where the profile has no rule.
+    `llmcalc.LlmcalcError` where the engine has no rule.
 
     >>> from llmcalc import GiB, load_model, serving
     >>> peak = serving.activation_peak(load_model("Qwen/Qwen2.5-7B"))
@@ -200,10 +199,10 @@ def _found(
     rule: ActivationRule,
     weights: str | Format | Scheme,
 ) -> tuple[_Layer, ...]:
-    parts: dict[tuple[str, str], dict[str, Linear]] = {}
+    parts: dict[tuple[str, str], list[Linear]] = {}
     for entry in ledger.entries:
         if isinstance(entry.item, Linear):
-            parts.setdefault(entry.path, {})[entry.item.role] = entry.item
+            parts.setdefault(entry.path, []).append(entry.item)
     storage = formats.scheme(weights, ledger.spec)
     # Experts in these formats run in kernels that allocate their buffers themselves.
     transient = {
@@ -221,7 +220,7 @@ def _found(
 
 
 def _of_layer(
-    linears: Mapping[str, Linear],
+    linears: list[Linear],
     ranks: int,
     expert_ranks: int,
     rule: ActivationRule,
@@ -231,13 +230,14 @@ def _of_layer(
     """Return what matrices of one kind of layer compute at once, and what is kept of it."""
     wide: list[_Part] = []
     buffers, inner = None, 0
-    for role, item in linears.items():
+    made = sum([item.routed and item.inner == "made" for item in linears])
+    for item in linears:
         size = extent((item.into,))
-        if role in _LAST and not item.routed:
+        if item.inner == "read" and not item.routed:
             inner += -(-size // ranks)
-        elif role == "down":
+        elif item.inner == "read":
             width = -(-size // expert_ranks)
-            both, out = width * (2 if "gate" in linears else 1), extent(item.out)
+            both, out = width * made, extent(item.out)
             several = (item.active or 0, "experts")
             if keeps:
                 total = max(width, out) + max(both, out)
@@ -252,7 +252,3 @@ def _of_layer(
     if inner:
         wide.append(_part("inner", "tokens", (rule.layer_inner * inner, "wide")))
     return tuple(wide), buffers
-
-
-#: The last matrices of feed-forward layers that all tokens pass through.
-_LAST: Final = frozenset({"down", "shared.down"})

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from llmcalc import formats
 from llmcalc.boundary import whole_number
@@ -216,8 +216,8 @@ class _Kernel(NamedTuple):
     places: tuple[int, ...]
 
 
-#: Which matrix of the kernels an expert's matrix is, or is a part of.
-_MATRICES = {"gate": "gate and up", "up": "gate and up", "down": "down"}
+#: What the matrices of the kernels are called: the first ones of an expert are one.
+_MATRICES: Final = {"made": "gate and up", "read": "down"}
 
 #: Rows and groups of the scales that triton_kernels rounds up to (``HopperMXScaleLayout``), and the
 #: elements that have one scale.
@@ -233,30 +233,32 @@ def _kernels(pieces: tuple[Piece, ...], rules: Mxfp4Kernels | None) -> Iterator[
     """
     if rules is None:
         return
-    kinds: dict[tuple[str, str], list[tuple[int, Piece, StoredTensor]]] = {}
+    kinds: dict[tuple[str, Literal["made", "read"]], list[tuple[int, Piece, StoredTensor]]] = {}
     for place, piece in enumerate(pieces):
         tensor = piece.tensor
-        matrix = None if tensor is None else _MATRICES.get(tensor.role or "")
-        if tensor is not None and tensor.routed and matrix is not None:
-            kinds.setdefault((tensor.label, matrix), []).append((place, piece, tensor))
-    for (label, matrix), parts in kinds.items():
+        if tensor is None or not isinstance(tensor.item, Linear) or not tensor.item.routed:
+            continue
+        if tensor.item.inner is not None:
+            key = tensor.label, tensor.item.inner
+            kinds.setdefault(key, []).append((place, piece, tensor))
+    for (label, inner), parts in kinds.items():
         weights = [(piece, tensor) for _, piece, tensor in parts if _has_kernels(piece, tensor)]
         if not weights:
             continue
         sizes = [tensor.extents(piece.words.split) for piece, tensor in weights]
         experts, rows, columns = sizes[0]
         columns = _up(columns, _SCALED)
-        if matrix == "down":  # the contracted axis is the inner one
+        if inner == "read":  # the contracted axis is the inner one
             columns = _up(columns, rules.inner_multiple)
         else:
-            rows = sum(_up(inner, rules.inner_multiple) for _, inner, _ in sizes)
+            rows = sum(_up(width, rules.inner_multiple) for _, width, _ in sizes)
         values = _up(rows, rules.row_multiple) * _up(columns, rules.contracted_multiple) // 2
         scales = _up(rows, _SCALE_ROWS) * _up(columns // _SCALED, _SCALE_GROUPS)
         biases = 4 * rows if len(parts) > len(weights) else 0
         layers = weights[0][0].layers
         yield _Kernel(
             label=label,
-            name=matrix,
+            name=_MATRICES[inner],
             experts=experts,
             layers=layers,
             stored=sum(piece.size for _, piece, _ in parts) // (experts * layers),
@@ -267,7 +269,12 @@ def _kernels(pieces: tuple[Piece, ...], rules: Mxfp4Kernels | None) -> Iterator[
 
 def _has_kernels(piece: Piece, tensor: StoredTensor) -> bool:
     """Whether it is a matrix of experts in a format that has kernels of its own."""
-    return tensor.is_matrix and piece.format is not None and piece.format.expert_kernels is not None
+    return tensor.is_matrix and piece.format is not None and _is_mxfp4(piece.format)
+
+
+def _is_mxfp4(format: Format) -> bool:
+    """Whether the kernels of a format are those that `Mxfp4Kernels` rounds up for."""
+    return format.expert_kernels == "mxfp4"
 
 
 def _up(size: int, multiple: int) -> int:

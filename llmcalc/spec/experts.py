@@ -163,7 +163,7 @@ class Experts(Part):
         rows = Axis("experts", number)
         active = min(number, -(-number * self.experts_per_token // self.num_experts))
         for item in self.expert.linears(embed):
-            if item.role != "down":
+            if item.inner == "made":
                 row = (*item.out[0], *item.into)
                 name = f"no_op.{item.name}"
                 yield Table(name=name, rows=rows, row=row, active=active, looked_up=0, routed=True)

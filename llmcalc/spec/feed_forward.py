@@ -110,6 +110,7 @@ class FeedForward(Part):
                 active=active,
                 routed=routing is not None,
                 merged=None if last else f"{begin}gate_up",
+                inner="read" if last else "made",
                 in_transformers=eager,
             )
 

@@ -82,8 +82,9 @@ class Linear(_Item):
 
     `role` is what the matrix is in its part, by which rules of formats and names in checkpoints
     find it. Engines store the matrices of a layer that have the same key in `merged` as one;
-    those that are `fused` stand as one in files, too. `in_transformers` is how many experts
-    transformers computes for each token, if not `active`.
+    those that are `fused` stand as one in files, too. The first matrices of a feed-forward have
+    its `inner` result ``"made"``, the last one has it ``"read"``. `in_transformers` is how many
+    experts transformers computes for each token, if not `active`.
     """
 
     into: Axes
@@ -99,6 +100,7 @@ class Linear(_Item):
     role: str = attrs.field(default=attrs.Factory(lambda self: self.name, takes_self=True))
     merged: str | None = None
     fused: bool = False
+    inner: Literal["made", "read"] | None = None
     in_transformers: int | None = None
 
 
