@@ -162,7 +162,9 @@ class Breakdown(Generic[UnitT, ValueT]):
         return cast("ValueT", total)
 
     def by(self, level: int = 0) -> Mapping[str, ValueT]:
-        """Return the sums by the path's element at `level`; level 0 is the group.
+        """Return the sums by the path's element at `level`: 0 is the group, -1 the last one.
+
+        Paths that are too short for a level are together under ``""``.
 
         >>> from llmcalc import ModelSpec, memory
         >>> spec = ModelSpec.dense(
@@ -172,7 +174,7 @@ class Breakdown(Generic[UnitT, ValueT]):
         >>> dict(memory.parameters(spec).by())
         {'embeddings': 6400, 'norms': 320, 'attention': 24576, 'feed_forward': 49152, 'head': 6400}
         """
-        return self.regroup(lambda path: path[level] if level < len(path) else "")
+        return self.regroup(lambda path: path[level] if -len(path) <= level < len(path) else "")
 
     def regroup(self, key: Callable[[tuple[str, ...]], str]) -> Mapping[str, ValueT]:
         """Return the sums of the terms by ``key(path)``, in the order of first appearance."""

@@ -73,10 +73,11 @@ class FoldBreakdown(Breakdown[UnitT, ValueT], Generic[UnitT, ValueT]):
         return self.values.total(sums)
 
     def by(self, level: int = 0) -> Mapping[str, ValueT]:
-        """Return the sums by the path's element at `level`; level 0 is the group."""
+        """Return the sums by the path's element at `level`: 0 is the group, -1 the last one."""
         paths = {piece: piece.path for piece in self.fold.pieces}
-        if level > 0 and any(level == len(path) - 1 for path in paths.values()):
-            return super().by(level)  # the names of terms, of which a piece may have several
+        # A piece may have several terms, which differ in their names alone: the last elements.
+        if level < 0 or (level > 0 and any(level == len(path) - 1 for path in paths.values())):
+            return super().by(level)
         groups = self.fold.grouped(
             lambda piece: paths[piece][level] if level < len(paths[piece]) else ""
         )

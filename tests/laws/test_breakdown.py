@@ -137,3 +137,11 @@ def test_leaves_with_one_name_are_told_apart_by_their_path() -> None:
     terms = [Term((group, "", "k"), ((n, "bytes"),)) for n, group in enumerate("ab", 1)]
     both: Breakdown[Bytes] = Breakdown(Bytes, "both", terms)
     assert both.explain().splitlines()[1:3] == ["  a.k  1 bytes = 1 B", "  b.k  2 bytes = 2 B"]
+
+
+@pytest.mark.parametrize("level", range(-5, 5))
+def test_sums_by_a_level_are_those_of_the_terms(level: int) -> None:
+    made = memory.weight_bytes(tiny(), weights="int8")
+    plain: Breakdown[Bytes] = Breakdown(Bytes, made.title, made.terms)
+    assert dict(made.by(level)) == dict(plain.by(level))
+    assert sum(made.by(level).values()) == made.total
