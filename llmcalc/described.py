@@ -17,6 +17,7 @@ from llmcalc.boundary import same
 
 __all__ = ["Described", "DescribedArrays", "FrozenMapping"]
 
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -94,7 +95,7 @@ class DescribedArrays(Described):
         return super().__hash__()
 
 
-class FrozenMapping(Mapping[str, V]):
+class FrozenMapping(Mapping[K, V]):
     """A small mapping that cannot be changed: it can be pickled, and hashed where its values can.
 
     It equals every mapping of the same keys with equal values, which may be arrays.
@@ -106,13 +107,13 @@ class FrozenMapping(Mapping[str, V]):
 
     __slots__ = ("_held",)
 
-    def __init__(self, values: Mapping[str, V]) -> None:
+    def __init__(self, values: Mapping[K, V]) -> None:
         self._held = dict(values)
 
-    def __getitem__(self, key: str) -> V:
+    def __getitem__(self, key: K) -> V:
         return self._held[key]
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[K]:
         return iter(self._held)
 
     def __len__(self) -> int:

@@ -129,8 +129,17 @@ class Conventions(Described):
         return found
 
 
-def _frozen(words: Mapping[str, str]) -> FrozenMapping[str]:
-    return FrozenMapping(words)
+def _frozen(words: Mapping[str, str]) -> Mapping[str, str]:
+    given: object = words
+    return FrozenMapping(words) if isinstance(given, Mapping) else words  # which is refused
+
+
+def _frozen_table(table: Mapping[int, int] | None) -> Mapping[int, int] | None:
+    return FrozenMapping(table) if isinstance(table, Mapping) else table
+
+
+_mapping = instance_of(Mapping)
+_optional_mapping = attrs.validators.optional(_mapping)
 
 
 @attrs.frozen(kw_only=True, repr=False, eq=False)
@@ -151,7 +160,7 @@ class LogWords(Described):
     states_weights: bool = attrs.field(default=False, validator=flag)
     counts_all_ranks: bool = attrs.field(default=False, validator=flag)
     counts_slots: bool = attrs.field(default=False, validator=flag)
-    words: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen)
+    words: Mapping[str, str] = attrs.field(factory=dict, converter=_frozen, validator=_mapping)
 
 
 def _percent(_instance: object, attribute: Field, value: object) -> None:
@@ -291,7 +300,9 @@ class Engine(Described):
     tokens_of_blocks: bool = attrs.field(default=True, validator=flag)
     graphs_subtracted: bool = attrs.field(default=False, validator=flag)
     activation: ActivationRule | None = None
-    non_torch_bytes: Mapping[int, int] | None = None
+    non_torch_bytes: Mapping[int, int] | None = attrs.field(
+        default=None, converter=_frozen_table, validator=_optional_mapping
+    )
     pipeline_non_torch_bytes: int | None = None
     vocab_multiple: int = attrs.field(
         default=attrs.Factory(_multiple, takes_self=True), validator=size
@@ -302,7 +313,9 @@ class Engine(Described):
     calibration: str | None = None
     conventions: Conventions = Conventions()
     log: LogWords = LogWords()
-    sources: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    sources: Mapping[str, str] = attrs.field(
+        factory=dict, converter=_frozen, validator=_mapping, repr=False
+    )
 
     def __hash__(self) -> int:
         return hash((Engine, self.name))  # what is equal has the same name

@@ -18,7 +18,7 @@ import attrs
 
 from llmcalc import formats
 from llmcalc.breakdown import Factor
-from llmcalc.described import Described
+from llmcalc.described import Described, FrozenMapping
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds import transformers
 from llmcalc.folds.counts import ONCE, Count
@@ -61,7 +61,7 @@ class Formats(NamedTuple):
 
     weights: str | Format | Scheme
     kv: str | Format
-    state: str | Format | tuple[tuple[str, str | Format], ...] = "fp32"
+    state: str | Format | FrozenMapping[str, str | Format] = "fp32"
     indexer: str | Format | None = None
     activations: str | Format = "bf16"
 
@@ -75,7 +75,7 @@ class Formats(NamedTuple):
         activations: str | Format = "bf16",
     ) -> Formats:
         """Return the arguments as one value."""
-        own = tuple(sorted(state.items())) if isinstance(state, Mapping) else state
+        own = FrozenMapping(state) if isinstance(state, Mapping) else state
         return cls(weights, kv, own, index, activations)
 
     def scheme(self, ledger: Ledger) -> Scheme:
@@ -84,8 +84,7 @@ class Formats(NamedTuple):
 
     def caches(self) -> CacheFormats:
         """Return the format of every cache role."""
-        state = dict(self.state) if isinstance(self.state, tuple) else self.state
-        return cache_formats(self.kv, state, self.indexer)
+        return cache_formats(self.kv, self.state, self.indexer)
 
     def element(self) -> Format:
         """Return the format of what flows between items."""

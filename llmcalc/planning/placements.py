@@ -17,6 +17,7 @@ from llmcalc.formats import name_of
 from llmcalc.layouts import Layout
 from llmcalc.memory.fitting import Fit
 from llmcalc.memory.fitting import fit as fit_of
+from llmcalc.memory.placed import fits
 from llmcalc.units import Bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ class Placement(Described):
     @property
     def state(self) -> StateFormat:
         """The format of recurrent states: one, or one for each role."""
-        state = self.formats.state
-        return dict(state) if isinstance(state, tuple) else state
+        return self.formats.state
 
     @property
     def index(self) -> str | Format | None:
@@ -84,7 +84,7 @@ class Placement(Described):
     @property
     def fits(self) -> bool:
         """Whether what is needed is at most what is usable."""
-        return self.needed_bytes <= self.usable_bytes
+        return fits(self.needed_bytes, self.usable_bytes)
 
     @property
     def left_bytes(self) -> int:

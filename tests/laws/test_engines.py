@@ -413,3 +413,19 @@ def test_an_engine_touches_two_files_of_the_package_at_most() -> None:
     registry = (PACKAGE / "engines" / "registry.py").read_text(encoding="utf-8")
     for module in own - rooms:
         assert module in registry
+
+
+def test_no_table_of_an_engine_can_be_changed() -> None:
+    engine = engines.get("vllm-0.19")
+    given = {1: 5}
+    own = Engine(name="mine", non_torch_bytes=given, sources={"share": "mine"})
+    given[1] = 6
+    assert own.non_torch_bytes == {1: 5}
+    for table in (engine.non_torch_bytes, engine.sources, own.sources, engine.log.words):
+        with pytest.raises(TypeError):
+            table[1] = 0  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(engine)) == engine  # noqa: S301
+    for field in ("sources", "non_torch_bytes"):
+        wrong: dict[str, Any] = {field: 7}
+        with pytest.raises(LlmcalcError, match=f"^{field} = 7: must be Mapping"):
+            Engine(name="mine", **wrong)
