@@ -69,6 +69,9 @@ class PoolRule(Described, ABC):
         them when it starts, by running a step. The others are subtracted where they are given.
     `policy`
         How requests take their caches of the pool.
+    `reserves_cells`
+        Whether what the policy ``"contiguous"`` reserves is cells in whole blocks; `cells` says how
+        many.
     `holds_rotary_tables`
         Whether tables of rotary positions are loaded with the weights, and not computed when they
         are needed.
@@ -83,6 +86,7 @@ class PoolRule(Described, ABC):
     subtracted: ClassVar[tuple[str, ...]] = Used._fields
     asked: ClassVar[tuple[str, ...]] = ()
     policy: ClassVar[Policy] = "paged"
+    reserves_cells: ClassVar[bool] = False
     holds_rotary_tables: ClassVar[bool] = False
     loads_as_allocated: ClassVar[bool] = False
 
@@ -93,6 +97,23 @@ class PoolRule(Described, ABC):
     @abstractmethod
     def pool_bytes(self, visible_bytes: int, share: float, used: Used) -> int:
         """Return the cache pool in bytes; it is negative where the rest does not fit."""
+
+    @staticmethod
+    def cells(
+        context: int, *, block_tokens: int, step_tokens: int, window: int | None = None
+    ) -> int:
+        """Return how many cells a layer reserves for a context, with a window if it has one.
+
+        It counts where the rule says `reserves_cells`.
+
+        >>> from llmcalc.engines import Cells
+        >>> Cells.cells(5000, block_tokens=256, step_tokens=512)
+        5120
+        >>> Cells.cells(5000, block_tokens=256, step_tokens=512, window=1000)
+        1536
+        """
+        held = context if window is None else min(context, window + step_tokens)
+        return -(-held // block_tokens) * block_tokens
 
     def working(self, visible_bytes: int, share: float, used: Used) -> list[tuple[str, str]]:
         """Return the pool's working, from memory to the pool: what each line is, and its bytes."""
@@ -191,25 +212,11 @@ class Cells(PoolRule):
 
     name: ClassVar[str] = "cells"
     policy: ClassVar[Policy] = "contiguous"
+    reserves_cells: ClassVar[bool] = True
 
     def pool_bytes(self, visible_bytes: int, share: float, used: Used) -> int:
         """Return what the share of the visible memory leaves for cells."""
         return self._left(self.requested_bytes(visible_bytes, share), used)
-
-    @staticmethod
-    def cells(
-        context: int, *, block_tokens: int, step_tokens: int, window: int | None = None
-    ) -> int:
-        """Return how many cells a layer reserves for a context, with a window if it has one.
-
-        >>> from llmcalc.engines import Cells
-        >>> Cells.cells(5000, block_tokens=256, step_tokens=512)
-        5120
-        >>> Cells.cells(5000, block_tokens=256, step_tokens=512, window=1000)
-        1536
-        """
-        held = context if window is None else min(context, window + step_tokens)
-        return -(-held // block_tokens) * block_tokens
 
 
 #: The rules by their names.

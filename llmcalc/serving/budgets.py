@@ -6,7 +6,7 @@ r"""The budget of a device: what an engine subtracts from its memory until the c
 .. math:: \text{pool} = \text{visible} \cdot \text{utilisation} - \text{weights} -
           \text{activation peak} - \text{non-torch} - \text{graphs}
 
-Each term is the caller's, or follows from a profile (`llmcalc.engines.get`). Other engines
+Each term is the caller's, or follows from an engine (`llmcalc.engines.get`). Other engines
 take their share elsewhere: SGLang's static fraction covers weights and pool, TensorRT-LLM's is one
 of what is free when everything else is in.
 """
@@ -23,7 +23,7 @@ from llmcalc.boundary import whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
 from llmcalc.engines.engine import Engine, check_share
-from llmcalc.engines.pools import Used
+from llmcalc.engines.pools import PoolRule, Used
 from llmcalc.engines.registry import DEFAULT, with_pool
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.storage import Formats
@@ -32,7 +32,7 @@ from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout, chosen
 from llmcalc.serving.activations import activation_peak, is_last
 from llmcalc.serving.loading import first_ranks, loaded_on_stages, loaded_weights
-from llmcalc.serving.paging import Allocation, allocate, held_caches
+from llmcalc.serving.paging import Allocation, Takes, allocate, held_caches
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.units import Bytes, format_quantity
 
@@ -158,7 +158,7 @@ def budget(
     visible_bytes: int | None = None,
     engine: str | Engine = DEFAULT,
     share: float | None = None,
-    dtype: str | Format = "bf16",
+    dtype: str | Format | None = None,
     state: StateFormat = "fp32",
     index: str | Format | None = None,
     block_tokens: int | None = None,
@@ -179,9 +179,11 @@ def budget(
     runtime shows of `device`, of which the engine takes its `share`
     (``gpu_memory_utilization``). A step's `batched_tokens` and `sequences` are by default the
     engine's for such a device. A term that is given, such as `activation_bytes`, is taken as it
-    is; one that is not follows from the profile, and where the profile does not know it, the
-    error says which to give. Figures are those of one device: `rank`, or else the one that a
-    layout's engine waits for, because it holds fewest requests.
+    is; one that is not follows from the engine, and where that does not know it, the error says
+    which to give. `dtype` is bf16 unless given. Of `dtype`, `sequences`, `batched_tokens`,
+    `block_tokens` and `state_blocks` one is refused that has no effect on the engine's budget.
+    Figures are those of one device: `rank`, or else the one that a layout's engine waits for,
+    because it holds fewest requests.
 
     >>> from llmcalc import load_model, serving
     >>> answer = serving.budget(
@@ -211,6 +213,15 @@ def budget(
     }
     portion = check_share(known.share if share is None else share, "share")
     _check_known(known, place, measured)
+    _check_effects(
+        known,
+        {
+            "dtype": dtype,
+            "block_tokens": block_tokens,
+            "batched_tokens": batched_tokens,
+            "sequences": sequences,
+        },
+    )
     asked = _Asked(
         spec=spec,
         engine=known,
@@ -220,7 +231,7 @@ def budget(
         kv=kv,
         state=state,
         index=index,
-        dtype=dtype,
+        dtype="bf16" if dtype is None else dtype,
         visible_bytes=visible,
         share=portion,
         block_tokens=block_tokens,
@@ -328,6 +339,7 @@ class _Asked:
 
     def allocation(self, rank: int | None) -> Allocation:
         """Return what a request takes on a rank."""
+        blocks = _takes_blocks(self.engine.pool)
         return allocate(
             self.spec,
             context=self.context,
@@ -336,9 +348,9 @@ class _Asked:
             index=self.index,
             policy=self.engine.pool.policy,
             engine=self.engine,
-            block_tokens=self.block_tokens,
+            block_tokens=self.block_tokens if blocks else None,
             state_blocks=self.state_blocks,
-            batched_tokens=self.batched_tokens,
+            batched_tokens=self.batched_tokens if blocks else None,
             layout=self.layout,
             rank=rank,
         )
@@ -379,6 +391,36 @@ def _non_torch(known: Engine, layout: Layout) -> int | None:
     if "non_torch_bytes" not in known.pool.asked:
         return 0
     return known.non_torch_on(layout.tensor_parallel, layout.pipeline_parallel)
+
+
+def _takes_blocks(rule: PoolRule) -> bool:
+    return Takes(rule.policy, rule.reserves_cells).blocks
+
+
+def with_effect(rule: PoolRule) -> frozenset[str]:
+    """Return which arguments have an effect on a budget whose pool comes about by a rule.
+
+    >>> from llmcalc.engines import OfRest
+    >>> from llmcalc.serving.budgets import with_effect
+    >>> sorted(with_effect(OfRest()))
+    ['batched_tokens', 'block_tokens']
+    """
+    runs_step = "activation_bytes" in rule.asked
+    effects = {
+        "dtype": runs_step or rule.holds_rotary_tables or rule.loads_as_allocated,
+        "block_tokens": runs_step or _takes_blocks(rule),
+        "batched_tokens": runs_step or _takes_blocks(rule),
+        "sequences": runs_step,
+    }
+    return frozenset([name for name, has_effect in effects.items() if has_effect])
+
+
+def _check_effects(known: Engine, given: Mapping[str, object]) -> None:
+    """Refuse an argument that has no effect on the engine's budget."""
+    effects = with_effect(known.pool)
+    for field, value in given.items():
+        if value is not None and field not in effects:
+            raise InvalidValueError(field, value, f"has no effect on a budget of {known.name}")
 
 
 def _check_known(known: Engine, layout: Layout, given: Mapping[str, int | None]) -> None:

@@ -39,7 +39,7 @@ from llmcalc.boundary import choice, whole_number
 from llmcalc.breakdown import Breakdown, Term
 from llmcalc.described import Described
 from llmcalc.engines.engine import Engine
-from llmcalc.engines.pools import Cells, PoolRule
+from llmcalc.engines.pools import PoolRule
 from llmcalc.engines.registry import DEFAULT, with_pool
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.breakdowns import FoldBreakdown
@@ -218,8 +218,8 @@ def allocate(
 ) -> Allocation:
     """Return what a request of `context` tokens takes on a device under `policy`.
 
-    `engine` is a profile's name or a `Profile`, which gives the size of a block, the tokens of a
-    step (`batched_tokens`: a windowed layer holds them beside its window) and whether layers of
+    `engine` is an `llmcalc.engines.Engine` or its name. It gives the size of a block, the tokens of
+    a step (`batched_tokens`: a windowed layer holds them beside its window) and whether layers of
     several kinds are grouped; ``contiguous`` reads it where an engine reserves cells, ``ideal``
     does not. `state_blocks` is how many copies of a recurrent state a request has: 2 where prefix
     caching also keeps the one at the last block's end (vLLM's ``mamba_cache_mode="align"``).
@@ -238,7 +238,7 @@ def allocate(
     check_spec(spec)
     choice(policy, "policy", POLICIES)
     tokens, known = whole_number(context, "context"), with_pool(engine)
-    takes = _Takes(policy, isinstance(known.pool, Cells))
+    takes = Takes(policy, known.pool.reserves_cells)
     takes.check(block_tokens, batched_tokens, max_context, state_blocks)
     block = whole_number(
         known.block_tokens if block_tokens is None else block_tokens, "block_tokens", minimum=1
@@ -273,7 +273,7 @@ def allocate(
     return Allocation(policy=policy, context=tokens, bytes=Breakdown(Bytes, title, leaves))
 
 
-class _Takes(NamedTuple):
+class Takes(NamedTuple):
     """Which arguments have an effect under a policy, in an engine that reserves cells or not."""
 
     policy: Policy
@@ -334,7 +334,7 @@ def policies(
     """
     known, found = with_pool(engine), {}
     for name in POLICIES:
-        takes = _Takes(name, isinstance(known.pool, Cells))
+        takes = Takes(name, known.pool.reserves_cells)
         found[name] = allocate(
             spec,
             context=context,
@@ -458,7 +458,7 @@ def _cells(rule: PoolRule, context: int, block: int, step: int) -> Callable[[Spa
 
     Source: llama.cpp, ``src/llama-context.cpp`` (``n_ctx``) and ``src/llama-kv-cache-iswa.cpp``.
     """
-    if not isinstance(rule, Cells):
+    if not rule.reserves_cells:
         return lambda _: None
 
     def cells(span: Span) -> int | None:

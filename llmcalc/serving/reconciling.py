@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from llmcalc.engines.engine import Engine
-from llmcalc.engines.pools import Cells
 from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
-from llmcalc.serving.budgets import Budget, budget
+from llmcalc.serving.budgets import Budget, budget, with_effect
 from llmcalc.serving.comparisons import Comparison, Reconciliation
 from llmcalc.serving.figures import Identity
 from llmcalc.serving.logs import EngineLog, parse_log
@@ -113,7 +112,7 @@ def reconcile(
             rank=stated.rank(where) if rank is None else rank,
         )
     request = None if answer is None else answer.allocation
-    if context and isinstance(known.pool, Cells):
+    if context and known.pool.reserves_cells:
         request = allocate(
             spec, context=context, kv=held, state=form, index=keys, engine=known, layout=where
         )
@@ -143,7 +142,7 @@ def _budget(
     weights: str | Format | Scheme, kv: str | Format, dtype: str | Format, state: StateFormat,
     index: str | Format | None, layout: Layout, rank: int | None,
 ) -> Budget:  # fmt: skip
-    """Compute the budget; terms that the profile does not know are taken from the log."""
+    """Compute the budget; terms that the engine does not know are taken from the log."""
     printed = printed_terms(known, log, layout)
     given: dict[str, int] = {name: 0 if value is None else value for name, value in printed}
     if visible_bytes is None and device is None:
@@ -151,22 +150,26 @@ def _budget(
         visible_bytes = start or 1
     elif known.pool.share_of == "free":
         visible_bytes, device = log.count("free_at_start") or visible_bytes, None
-    stated = log.value("share")
+    stated, effects = log.value("share"), with_effect(known.pool)
+
+    def printed_count(name: str) -> int | None:
+        return log.count(name) if name in effects else None
+
     return budget(
         spec,
         context=context,
         weights=weights,
         kv=kv,
-        dtype=dtype,
+        dtype=dtype if "dtype" in effects else None,
         device=device,
         visible_bytes=visible_bytes,
         engine=known,
         share=share if share is not None else stated,
         state=state,
         index=index,
-        block_tokens=block_tokens or log.count("block_tokens"),
-        batched_tokens=batched_tokens or log.count("batched_tokens"),
-        sequences=sequences or log.count("sequences"),
+        block_tokens=block_tokens or printed_count("block_tokens"),
+        batched_tokens=batched_tokens or printed_count("batched_tokens"),
+        sequences=sequences or printed_count("sequences"),
         layout=layout,
         rank=rank,
         **given,
@@ -245,7 +248,7 @@ def _are_cells(log: EngineLog, known: Engine, request: Allocation) -> bool:
     cells and formats.
     """
     groups = request.groups
-    if not isinstance(known.pool, Cells) or any(group.block_tokens is None for group in groups):
+    if not known.pool.reserves_cells or any(group.block_tokens is None for group in groups):
         return False
     kept = {str(log.settings.get(name)) for name in ("kv_format", "v_format")} - {"None"}
     windows = any(group.sort in {"window", "chunk"} for group in groups)

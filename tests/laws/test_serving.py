@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import pytest
@@ -20,6 +20,7 @@ from llmcalc import (
     roofline,
     serving,
 )
+from llmcalc.engines import Engine, OfRest, PoolRule
 from llmcalc.errors import UnknownNameError
 from llmcalc.formats import Coverage, Rule
 from llmcalc.serving.logs import EngineLog
@@ -937,3 +938,50 @@ def test_long_lines_and_digits_take_no_time() -> None:
     hostile = "Model loading took " + "9" * 100_000 + " GiB\n" + "K (" * 100_000
     with pytest.raises(LlmcalcError):
         serving.parse_log("vllm\n" + hostile)
+
+
+class _Reserved(OfRest):
+    policy: ClassVar[Any] = "contiguous"
+
+
+class _Whole(OfRest):
+    policy: ClassVar[Any] = "ideal"
+
+
+class _OwnCells(OfRest):
+    policy: ClassVar[Any] = "contiguous"
+    reserves_cells: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("rule", [_Reserved(), _Whole(), _OwnCells()])
+def test_an_engine_of_ones_own_may_have_any_policy(rule: PoolRule) -> None:
+    engine = Engine(name="mine", pool_rule=rule, share=0.9)
+    answer = _budget(engine=engine, context=5000)
+    cells = 5008 if rule.reserves_cells else 5000  # whole blocks of 16
+    assert answer.allocation.request_bytes == cells * 131072
+    if not rule.reserves_cells:
+        with pytest.raises(LlmcalcError, match="batched_tokens = 512: has no effect"):
+            _budget(engine=engine, batched_tokens=512)
+
+
+@pytest.mark.parametrize(
+    ("engine", "refused"),
+    [
+        ("vllm-0.19", {}),
+        ("sglang-0.5", {"sequences": 7}),
+        ("tensorrt-llm-1.2", {"sequences": 7, "dtype": "bf16"}),
+        ("llama.cpp", {"sequences": 7, "dtype": "fp32", "state_blocks": 2}),
+    ],
+)
+def test_what_has_no_effect_on_a_budget_is_refused(engine: str, refused: dict[str, Any]) -> None:
+    every = {
+        "sequences": 7, "dtype": "bf16", "state_blocks": 2, "batched_tokens": 512,
+        "block_tokens": 32,
+    }  # fmt: skip
+    for field, value in (every | refused).items():
+        given: dict[str, Any] = {"engine": engine, "share": 0.9, field: value}
+        if field in refused:
+            with pytest.raises(LlmcalcError, match=f"^{field} = .*has no effect"):
+                _budget(**given)
+        else:
+            assert _budget(**given).fits
