@@ -20,7 +20,7 @@ Who holds what:
 * **Pipeline parallelism** gives each stage its layers and their caches. Embeddings are on the
   first stage, the final norm and the head on the last; a tied table is on both, and weights that
   layers share are on every stage that uses them.
-* **Data parallelism** copies everything; requests are dealt out to the replicas.
+* **Data parallelism** copies everything; requests are distributed over the replicas.
 * **Expert parallelism** spreads whole experts over the `t d` ranks of a stage.
 * **Data-parallel attention** copies attention alone: the `t d` ranks of a stage split the rest
   like tensor-parallel ranks. `llmcalc.engines.Placement` says what the rest is in each engine.
@@ -129,8 +129,8 @@ class Layout(Described):
         if stages is not None and len(stages) != self.pipeline_parallel:
             rule = f"must have one number for each stage ({self.pipeline_parallel})"
             raise InvalidValueError("stage_layers", stages, rule)
-        if tensor * self.pipeline_parallel * self.data_parallel > _MOST_DEVICES:
-            rule = f"must give at most {_MOST_DEVICES} devices with the other degrees"
+        if tensor * self.pipeline_parallel * self.data_parallel > MOST_DEVICES:
+            rule = f"must give at most {MOST_DEVICES} devices with the other degrees"
             raise InvalidValueError("tensor_parallel", tensor, rule)
 
     @property
@@ -311,12 +311,6 @@ class Stage(Described):
     layers: int
     numbers: Mapping[str, tuple[int, ...]]
 
-    def numbers_of(self, tensor: StoredTensor) -> tuple[int, ...] | None:
-        """Return the layers of the stage that store the tensor; `None` if it has all layers."""
-        if self.stages == 1 or not tensor.times:
-            return None
-        return self.numbers.get(tensor.places[0][1], ())
-
     def count(self, place: Place) -> int:
         """Return how many of the layers at a place the stage has; 1 of what stands outside."""
         if place[0] == "layers":
@@ -453,7 +447,7 @@ class Rank:
 
 
 #: More devices than any machine has; the limit keeps a slip from taking all memory.
-_MOST_DEVICES: Final[int] = 2**20
+MOST_DEVICES: Final[int] = 2**20
 
 
 def _split(ranks: int, rank: int, vocab_multiple: int) -> Split:

@@ -283,10 +283,6 @@ class Fold:
         pairs = zip(self.pieces, self._numbers, strict=True)
         return [((number, piece.size),) for piece, number in pairs]
 
-    def but(self, *kinds: Kind) -> Sums:
-        """Return the sum of all pieces but those of some kinds."""
-        return self._sum(lambda piece: piece.kind not in kinds)
-
     def _sum(self, counts: Callable[[Piece], bool]) -> Sums:
         sums: dict[int, int] = {}
         for piece, number in zip(self.pieces, self._numbers, strict=True):

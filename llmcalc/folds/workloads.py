@@ -72,9 +72,9 @@ _ARGUMENTS: Final = ("batch", "new", "past")
 class Workload:
     """The requests of a step: of one kind, or of several with `mixed_with`.
 
-    Each argument is an integer or an array of integers; `shape` is what all of them broadcast to,
-    `None` without arrays. `replicas` share the requests out, and counts that are not of all of
-    them are those of number `replica`.
+    Each argument is an integer or an array of integers, of which it takes a copy; `shape` is what
+    all of them broadcast to, `None` without arrays. `replicas` share the requests out, and counts
+    that are not of all of them are those of number `replica`.
     """
 
     __slots__ = ("_bounds", "_given", "_replicas", "_scalar", "shape")
@@ -129,8 +129,20 @@ class Workload:
         self._scalar: list[Request] | None = None
         self.shape = _shape(given, checked)
         if self.shape is not None:
+            most = [largest(v) if is_array(v) else v for v in checked]
+            pairs = zip(checked, most, strict=True)
+            self._given = [_own(v, bound) if is_array(v) else v for v, bound in pairs]
             # At least 1 keeps one empty factor from hiding how large the others are.
-            self._bounds = [max(1, largest(v) if is_array(v) else v) for v in checked]
+            self._bounds = [max(1, bound) for bound in most]
+
+    def check_at_most(self, most: int) -> None:
+        """Refuse an argument above `most`, which is one below a power of two."""
+        for place, bound in enumerate(self._bounds):
+            if bound > most:
+                kind, number = divmod(place, len(_ARGUMENTS))
+                name = _ARGUMENTS[number]
+                field = f"mixed_with[{kind - 1}].{name}" if kind else name
+                raise InvalidValueError(field, bound, f"must be below 2**{most.bit_length()}")
 
     def values(self, counts: Sequence[Count], most: Callable[[list[Any]], Any]) -> Values:
         """Return the value of each count.
@@ -239,8 +251,9 @@ class Values:
     def __init__(self, workload: Workload, counts: Sequence[Count], *, wide: bool) -> None:
         self.shape, self.wide = workload.shape, wide
         self._workload, self._counts = workload, counts
-        self._kinds = kinds = workload.requests(wide=wide)
+        self._kinds: list[Request] | None = None
         if self.shape is None:
+            kinds = workload.requests(wide=wide)
             self._found: list[Any] = [total(count, kinds) for count in counts]
         else:
             self._found = [None] * len(counts)
@@ -253,6 +266,8 @@ class Values:
     def _value(self, number: int) -> Any:
         found = self._found[number]
         if found is None:
+            if self._kinds is None:
+                self._kinds = self._workload.requests(wide=self.wide)
             found = self._found[number] = total(self._counts[number], self._kinds)
         return found
 
@@ -392,6 +407,20 @@ def _checked(mixed_with: object) -> Iterable[Requests]:
         if not isinstance(one, Requests):
             raise InvalidValueError("mixed_with", one, "must hold Requests")
     return mixed_with
+
+
+def _own(array: IntArray, most: int) -> IntArray:
+    """Return an array that nobody else can change, in as few bytes as its elements need.
+
+    One of Python integers is already a copy.
+    """
+    own = array
+    if array.dtype.kind != "O":
+        short = "uint16" if most < 2**16 else "int32" if most < 2**31 else "int64"
+        own = array.astype(short)
+    # What is made of it is a copy again where users may write to it: see `broadcast`.
+    own.flags.writeable = False
+    return own
 
 
 def _shape(given: _Given, values: list[Number]) -> tuple[int, ...] | None:

@@ -28,7 +28,7 @@ short for ``layout=Layout(tensor_parallel=n)``. Under tensor parallelism every r
 share of the heads, of the inner width and of the vocabulary (the first ranks one row more where
 it does not divide); norms, position tables and the biases of row-split matrices are replicated,
 and KV heads too where there are more ranks than heads. A `batch` is that of the whole layout:
-data parallelism deals it out. Nothing is subtracted for activations, fragmentation or the
+data parallelism distributes it. Nothing is subtracted for activations, fragmentation or the
 engine's own use. GB is 10**9 bytes, GiB is 2**30.
 """
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, overload
 import attrs
 
 from llmcalc import hardware
-from llmcalc.boundary import choice, several, whole_number
+from llmcalc.boundary import choice, several
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.storage import Formats
@@ -25,7 +25,7 @@ from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout
 from llmcalc.planning.needs import Demand, Offer, Option, Question, offer
 from llmcalc.planning.placements import Answer, DoesNotFit, Placement
-from llmcalc.planning.possible import layouts_on
+from llmcalc.planning.possible import layouts_on, number_of_devices
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.tables import Table, column, labels
 from llmcalc.units import Bytes
@@ -174,7 +174,7 @@ def plan(
     context: Int,
     batch: Int = 1,
     devices: str | DeviceSpec | Iterable[str | DeviceSpec] | None = None,
-    counts: Int | Iterable[Int] = COUNTS,
+    counts: Int | Iterable[Int] | None = None,
     layouts: Layout | Iterable[Layout] | None = None,
     weights: str | Format | Scheme | Iterable[str | Format | Scheme] = "bf16",
     kv: str | Format | Iterable[str | Format] = "bf16",
@@ -187,10 +187,11 @@ def plan(
 ) -> Plan:
     """Return all (device, layout, formats) that hold `batch` requests of `context` tokens, ranked.
 
-    `devices` are catalogued names or your own specs, by default the whole catalogue; `counts` how
-    many of one kind are tried, with every layout that the model and the `engine` allow on them,
-    unless `layouts` are given, which have an engine each; `weights` and `kv` one format or several.
-    Of each device's memory a `share` is taken, less `reserved_bytes`.
+    `devices` are catalogued names or your own specs, by default the whole catalogue. `counts` are
+    how many of one kind are tried, by default `COUNTS`, with every layout that the model and the
+    `engine` allow on them; or `layouts` are given instead, which have an engine each. `weights` and
+    `kv` are one format or several. Of each device's memory a `share` is taken, less
+    `reserved_bytes`.
 
     `order` ranks by ``"devices"``: fewest devices, then widest weights, then widest keys and
     values, then the least memory bought; by ``"memory"``: the least memory bought, then as before;
@@ -222,7 +223,10 @@ def plan(
     ]
     question = Question(spec, context, batch, formats)
     if layouts is None:
-        allowed = _of_counts(spec, several(counts, "counts"), engine)
+        numbers = COUNTS if counts is None else several(counts, "counts")
+        allowed = _of_counts(spec, numbers, engine)
+    elif counts is not None:
+        raise InvalidValueError("counts", counts, "has no effect beside layouts: give one of them")
     else:
         allowed = list(question.allowed(_given(several(layouts, "layouts"), engine)))
     options = question.options(allowed)
@@ -244,7 +248,7 @@ def plan(
 
 def _of_counts(spec: ModelSpec, counts: Iterable[Int], engine: str | Engine | None) -> list[Layout]:
     """Return every layout of a model on each number of devices."""
-    numbers = [whole_number(count, "counts", minimum=1) for count in counts]
+    numbers = [number_of_devices(count, "counts") for count in counts]
     return [layout for number in numbers for layout in layouts_on(spec, number, engine)]
 
 

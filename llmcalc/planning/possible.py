@@ -4,6 +4,7 @@
 
 For the rooms beside this one:
 
+* `number_of_devices`: a number of them, checked.
 * `layouts_on`: the same for arguments that are checked; what it finds is kept with the model.
 * `check`: refuses a layout that a model does not allow.
 * `split_of`: what of a layout says how weights are split.
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from llmcalc.boundary import whole_number
-from llmcalc.errors import LlmcalcError
-from llmcalc.layouts import Layout, Rank, Stage
+from llmcalc.errors import InvalidValueError, LlmcalcError
+from llmcalc.layouts import MOST_DEVICES, Layout, Rank, Stage
 from llmcalc.spec.axes import Axis, extent, is_split
 from llmcalc.spec.kept import kept
 from llmcalc.spec.model import ModelSpec, check_spec
@@ -37,20 +38,28 @@ def possible_layouts(
 ) -> tuple[Layout, ...]:
     """Return every layout of a model on so many devices that is not refused.
 
-    Degrees of tensor, pipeline and data parallelism multiply to `devices`; with each, experts
-    dealt out or split, attention data-parallel or not, and slots dealt out or not. An `engine`
-    (`llmcalc.engines`: its name in any case, or an `Engine`) adds its own rules. The order is that
-    of the degrees, tensor parallelism largest first.
+    Degrees of tensor, pipeline and data parallelism multiply to `devices`. Each comes with every
+    choice of expert parallelism, data-parallel attention and decode-context parallelism. An
+    `engine` (`llmcalc.engines`: its name in any case, or an `Engine`) adds its own rules. The order
+    is that of the degrees, tensor parallelism largest first.
 
-    Raises `llmcalc.LlmcalcError` where `spec` is no model, `devices` no number of at least 1, or
-    `engine` none whose placement is known.
+    Raises `llmcalc.LlmcalcError` where `spec` is no model, `devices` no number from 1 to what a
+    `llmcalc.Layout` allows, or `engine` none whose placement is known.
 
     >>> from llmcalc import load_model, planning
     >>> [str(layout) for layout in planning.possible_layouts(load_model("Llama-3.1-8B"), 2)]
     ['tp2', 'dp2', 'dp2 dp-attention', 'pp2']
     """
     check_spec(spec)
-    return layouts_on(spec, whole_number(devices, "devices", minimum=1), engine)
+    return layouts_on(spec, number_of_devices(devices, "devices"), engine)
+
+
+def number_of_devices(devices: object, field: str) -> int:
+    """Return a number of devices that a layout may have; refuse more."""
+    number = whole_number(devices, field, minimum=1)
+    if number > MOST_DEVICES:
+        raise InvalidValueError(field, number, f"must be at most {MOST_DEVICES}")
+    return number
 
 
 def layouts_on(spec: ModelSpec, devices: int, engine: str | Engine | None) -> tuple[Layout, ...]:
@@ -100,10 +109,10 @@ def _every_layout(ledger: Ledger, devices: int, engine: str | Engine | None) -> 
     for tensor in _divisors(devices):
         for stages in reversed(_divisors(devices // tensor)):
             replicas = devices // tensor // stages
-            joint = (False, True) if replicas > 1 else (False,)
+            shared = (False, True) if replicas > 1 else (False,)
             experts = (False, True) if routed and tensor * replicas > 1 else (False,)
             for context in reversed(_divisors(tensor)) if stages <= layers else ():
-                for attention in joint:
+                for attention in shared:
                     for whole in experts:
                         yield Layout(
                             tensor_parallel=tensor,

@@ -4,16 +4,16 @@ r"""What the ranks of a layout exchange in a step, derived from how axes are spl
 * `Collective`: one kind of exchange: its message, and what each rank sends of it.
 
 A matrix product that contracts a split axis leaves a partial sum on every rank, and so does a
-lookup in a table whose rows are split, and a mixture whose experts are dealt out: the sum over the
-ranks is one all-reduce. Parts of a layer that read the same input and are added share it. A split
-vocabulary leaves a piece of the logits on every rank, and attention without an output projection
-its own heads; these are gathered. A norm of all heads as one vector needs the sum of squares over
-the ranks: one number a token. Experts that are dealt out over replicas get
-their tokens, and send the results back, in two all-to-alls: a token goes to a rank once, however
-many of its experts are there, and to as many ranks as there can be. Ranks of
-data-parallel attention gather the tokens of all replicas for what they compute together, and
-scatter its sum. Ranks that deal out the slots of a request gather each other's queries and scatter
-the sum of the results. A pipeline stage sends its result to the next one.
+lookup in a table whose rows are split, and a mixture whose experts are distributed: the sum over
+the ranks is one all-reduce. Parts of a layer that read the same input and are added share it. A
+split vocabulary leaves a piece of the logits on every rank, and attention without an output
+projection its own heads; these are gathered. A norm of all heads as one vector needs the sum of
+squares over the ranks: one number a token. Experts that are distributed over replicas get their
+tokens, and send the results back, in two all-to-alls: a token goes to a rank once, however many of
+its experts are there, and to as many ranks as there can be. Ranks of data-parallel attention gather
+the tokens of all replicas for what they compute together, and scatter its sum. Ranks that share the
+slots of a request gather each other's queries and scatter the sum of the results. A pipeline stage
+sends its result to the next one.
 
 With `n` ranks and a message of `m` bytes each rank sends, in a ring and in all other algorithms
 that are optimal without help from the network,
@@ -95,7 +95,7 @@ class Collective(DescribedArrays):
 class Exchange(NamedTuple):
     """A collective but for the workload: `ranks`, and how often in a step.
 
-    Its message is `flows` for each of `tokens`. It follows on `entry`, or is the whole model's.
+    Its message is `flows` for each of `tokens`. `path` is that of what it follows on.
     """
 
     kind: Kind

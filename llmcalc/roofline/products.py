@@ -100,8 +100,8 @@ def flops(
 
     With a `layout`, or with `tensor_parallel` for short, the figures are those of one device: of
     `rank`, or of the one that computes most (of the pipeline stages, the one that does so at the
-    largest workload of the call). `batch` is that of the whole layout. Where whole experts are
-    dealt out to ranks, all of them get equally many tokens, and the first ranks the remainder.
+    largest workload of the call). `batch` is that of the whole layout. Under
+    expert parallelism all ranks get equally many tokens, and the first ranks the remainder.
 
     `mixed_with` are further requests of the same step, such as the chunk of a prompt that is
     computed together with decode steps.

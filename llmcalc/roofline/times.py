@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ItemTime", "StepTime", "step_time"]
 
+#: What steps of at most so many requests and tokens do and move has a float for its time.
+_LARGEST: Final = 2**128 - 1
+
 #: What the FLOPs and the bytes of items are the sums of.
 Items: TypeAlias = list[tuple[Sums, Sums]]
-
-#: What bounds a time.
-Bound: TypeAlias = Literal["compute", "memory"]
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -407,6 +407,7 @@ def step_time(
         query_tile=query_tile,
     )
     workload = owner.workload(batch, new, past, mixed_with)
+    workload.check_at_most(_LARGEST)
     work = products(ledger, owner, how)
     moved = moves(ledger, owner, how, given)
     link = _NO_LINK

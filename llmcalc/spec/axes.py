@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias, overload
 
 import attrs
 
-from llmcalc.boundary import whole_number
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.errors import InvalidValueError
@@ -23,7 +22,7 @@ from llmcalc.errors import InvalidValueError
 if TYPE_CHECKING:
     from llmcalc.boundary import Number
 
-__all__ = ["Axis", "Split", "check_ranks", "is_split", "portion", "rank_size"]
+__all__ = ["Axis", "Split", "is_split", "portion", "rank_size"]
 
 #: What tensor parallelism does with an axis, by its name; an axis that is not named here is
 #: whole on every rank. "even": every rank holds the same share, so the degree must divide the
@@ -40,9 +39,6 @@ _SPLITS: Final = {
     "output_groups": "even",
     "vocab": "uneven",
 }
-
-#: The axes that any kind of parallelism divides.
-_DIVIDED: Final = frozenset({*_SPLITS, "experts"})
 
 
 @attrs.frozen(repr=False, eq=False)
@@ -67,7 +63,7 @@ class Split(Described):
     """The ranks that a tensor is split over, and which of them it is seen from.
 
     Each of `ranks` holds a share of every axis that is split by its name. With `whole_experts`
-    the axis of experts is dealt out instead and no other one is split. The vocabulary is first
+    whole experts are distributed instead and no axis of theirs is split. The vocabulary is first
     padded to a multiple of `vocab_multiple`; above 1 the ranks must divide what that gives.
     """
 
@@ -116,11 +112,6 @@ def extent(pieces: tuple[Axes, ...], split: Split = WHOLE) -> int:
             product *= axis.size if split is WHOLE else _held(axis, split)
         total += product
     return total
-
-
-def is_divided(pieces: tuple[Axes, ...]) -> bool:
-    """Whether a rank may hold less of a dimension than all of it."""
-    return any(axis.name in _DIVIDED for piece in pieces for axis in piece)
 
 
 def is_split(axis: Axis) -> bool:
@@ -186,12 +177,3 @@ def _held(axis: Axis, split: Split) -> int:
             raise InvalidValueError("tensor_parallel", split.ranks, rule)
         return padded // split.ranks
     return rank_size(axis, tensor_parallel=split.ranks, rank=split.rank)
-
-
-def check_ranks(tensor_parallel: object, rank: object) -> tuple[int, int]:
-    """Return the degree and the rank as checked integers."""
-    degree = whole_number(tensor_parallel, "tensor_parallel", minimum=1)
-    number = whole_number(rank, "rank")
-    if number >= degree:
-        raise InvalidValueError("rank", number, f"must be below tensor_parallel ({degree})")
-    return degree, number

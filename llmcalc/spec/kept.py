@@ -11,26 +11,26 @@ changes nothing but time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 if TYPE_CHECKING:
     from llmcalc.spec.model import Ledger
 
 __all__ = ["kept"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 #: So much is kept for a model.
 _MOST: Final = 256
 
 
-def kept(
-    ledger: Ledger, make: Callable[Concatenate[Ledger, P], T], *arguments: P.args, **none: P.kwargs
-) -> T:
+def kept(ledger: Ledger, make: Callable[[Ledger, Unpack[Ts]], T], *arguments: *Ts) -> T:
     """Return ``make(ledger, *arguments)``, which is made once for arguments that are equal.
 
-    What has no hash, such as a scheme of your own that can change, is made each time.
+    Arguments must be checked first, for numbers of several types are equal: ``1``, ``1.0`` and
+    ``True`` find the same. What has no hash, such as a scheme of your own that can change, is made
+    each time.
 
     >>> from llmcalc import load_model
     >>> from llmcalc.spec.kept import kept
@@ -47,10 +47,10 @@ def kept(
     try:
         found = store.get(key, store)
     except TypeError:
-        return make(ledger, *arguments, **none)
+        return make(ledger, *arguments)
     if found is not store:
         return cast("T", found)
-    made = make(ledger, *arguments, **none)
+    made = make(ledger, *arguments)
     for oldest in list(store)[: max(0, len(store) + 1 - _MOST)]:
         store.pop(oldest, None)  # which another thread may have dropped
     store[key] = made

@@ -218,12 +218,6 @@ class StoredTensor(Described):
         matrices, rows, columns = self.extents(WHOLE)
         return matrices * rows * columns
 
-    def held_factors(self, split: Split) -> tuple[tuple[Factor, ...], tuple[Factor, ...]]:
-        """Return the factors of the rows and of the columns that one rank holds."""
-        if split is WHOLE:
-            return self.row_factors, self.column_factors
-        return factors(self.rows, split), factors(self.columns, split)
-
     def extents(self, split: Split) -> tuple[int, int, int]:
         """Return how many matrices one rank holds, and the rows and columns of each."""
         if split is not WHOLE:

@@ -18,7 +18,6 @@ from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby
 from typing import Any, Literal, Protocol
-from weakref import ref
 
 import attrs
 
@@ -513,19 +512,10 @@ class Ledger:
     def __init__(
         self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
     ) -> None:
-        # The model has its ledger, and lives as long as anybody asks about it.
-        self._spec = ref(spec)
+        self.spec = spec
         self.entries: tuple[Entry, ...] = tuple(entries)
         self.steps: tuple[ResidualStep, ...] = tuple(steps)
         self.kept: dict[tuple[Hashable, ...], Any] = {}
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model, which must be held while its ledger is in use."""
-        found = self._spec()
-        if found is None:
-            raise ReferenceError("the model of the ledger is gone: hold the ModelSpec")
-        return found
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a ledger is not pickled: pickle its ModelSpec")

@@ -296,10 +296,10 @@ def test_what_an_engine_refuses_in_a_format_is_passed_over() -> None:
     common: dict[str, Any] = {
         "context": 1024,
         "devices": "H200-SXM-141GB",
-        "counts": [8],
         "engine": "vllm",
     }
-    layouts = {row.layout for row in planning.plan(spec, weights="fp8-block128", **common)}
+    found = planning.plan(spec, weights="fp8-block128", counts=[8], **common)
+    layouts = {row.layout for row in found}
     assert Layout(tensor_parallel=8, engine="vllm") not in layouts
     assert Layout(tensor_parallel=8, expert_parallel=True, engine="vllm") in layouts
     refused = planning.plan(
@@ -315,7 +315,7 @@ def test_what_an_engine_refuses_in_a_format_is_passed_over() -> None:
 def test_given_layouts_are_planned_for_alone() -> None:
     spec = model("Llama-3.1-8B")
     layout = Layout(pipeline_parallel=2, stage_layers=(20, 12), engine="vllm")
-    table = planning.plan(spec, context=1024, devices="L4", layouts=[layout], counts=[99])
+    table = planning.plan(spec, context=1024, devices="L4", layouts=[layout])
     assert [row.layout for row in table] == [layout]
     assert table[0].fit.fits
     assert table[0].needed_bytes == table[0].fit.needed_bytes
@@ -564,3 +564,16 @@ def test_one_count_and_one_layout_need_no_list() -> None:
     two = Layout(pipeline_parallel=2)
     assert planning.plan(spec, counts=2, **common) == planning.plan(spec, counts=[2], **common)  # type: ignore[arg-type]
     assert [row.layout for row in planning.plan(spec, layouts=two, **common)] == [two]  # type: ignore[arg-type]
+
+
+def test_counts_beside_layouts_are_refused() -> None:
+    with pytest.raises(LlmcalcError, match=r"^counts = .*has no effect beside layouts"):
+        planning.plan(model("Llama-3.1-8B"), context=1, layouts=Layout(), counts=planning.COUNTS)
+
+
+@pytest.mark.parametrize("devices", [2**20 + 1, 2**31, 10**30])
+def test_more_devices_than_a_layout_allows_are_refused_at_once(devices: int) -> None:
+    with pytest.raises(LlmcalcError, match=r"^devices = \d+: must be at most 1048576$"):
+        planning.possible_layouts(model("Llama-3.1-8B"), devices)
+    with pytest.raises(LlmcalcError, match=r"^counts = \d+: must be at most 1048576$"):
+        planning.plan(model("Llama-3.1-8B"), context=1, counts=[devices])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 
 from llmcalc import Layout, LlmcalcError, ModelSpec, formats, load_model, roofline
 from llmcalc.boundary import at_most
+from llmcalc.folds.storage import Formats
 from llmcalc.roofline import Requests
 from llmcalc.spec import Block, Chunk, Compressed, Full, Remainder, TopK, Window
+from llmcalc.spec.kept import kept
 from tests.laws.test_layouts import model
 
 WIDE: dict[str, Any] = {"weights": "bf16", "kv": "bf16"}
@@ -430,3 +434,86 @@ def test_figures_of_many_steps_may_be_changed_in_place(name: str, points: int) -
         before = figure[1:].copy()
         figure[0] += 1
         assert (figure[1:] == before).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "uint64", "object"])
+def test_a_result_keeps_what_it_was_asked_when_the_array_changes(dtype: str) -> None:
+    spec = model("Llama-3.1-8B")
+    past = np.array([10, 20], dtype=dtype)
+    asked: dict[str, Any] = {"batch": 1, "new": 1, "weights": "bf16", "kv": "bf16"}
+    moved = roofline.bytes_moved(spec, past=past, **asked)
+    step = roofline.step_time(spec, "H100-SXM-80GB", past=past, **asked)
+    mixed = roofline.flops(
+        spec, batch=1, new=1, past=5, mixed_with=[Requests(batch=1, new=1, past=past)]
+    )
+    past[:] = 200
+    each = [roofline.bytes_moved(spec, past=own, **asked).by() for own in (10, 20)]
+    assert {group: value.tolist() for group, value in moved.by().items()} == {
+        group: [one[group] for one in each] for group in each[0]
+    }
+    times = [
+        roofline.step_time(spec, "H100-SXM-80GB", past=own, **asked).seconds for own in (10, 20)
+    ]
+    assert step.seconds == pytest.approx(times)
+    assert mixed.total[0] != mixed.total[1]
+    with_array = roofline.bytes_moved(spec, past=np.array([10, 20]), **asked)
+    with_array.total[:] = 0
+    assert with_array.total.all()
+
+
+@pytest.mark.parametrize("field", ["batch", "new", "past", "mixed_with[0].past"])
+def test_a_step_too_large_for_a_float_is_refused_by_name(field: str) -> None:
+    sizes = {"batch": 1, "new": 1, "past": 1}
+    mixed = {**sizes, "past": 10**320} if "mixed" in field else sizes
+    first = sizes if "mixed" in field else {**sizes, field: 10**320}
+    with pytest.raises(LlmcalcError) as refused:
+        roofline.step_time(
+            model("Llama-3.1-8B"), "H100-SXM-80GB", **first, weights="bf16", kv="bf16",
+            mixed_with=[Requests(**mixed)],
+        )  # fmt: skip
+    assert str(refused.value).startswith(f"{field} = ")
+    largest = roofline.step_time(
+        model("Llama-3.1-8B"), "H100-SXM-80GB", batch=2**127, new=2**127, past=2**127,
+        weights="bf16", kv="bf16",
+    )  # fmt: skip
+    assert 0 < largest.seconds < float("inf")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [("a", "b"), {1: "fp32", "state": "fp32"}, {"state": "fp32"}, (("state", "fp32"),)],
+)
+def test_a_state_that_is_no_format_is_refused_by_name(state: Any) -> None:
+    with pytest.raises(LlmcalcError, match=r"^state = "):
+        roofline.bytes_moved(
+            model("Llama-3.1-8B"), batch=1, new=1, past=1, weights="bf16", kv="bf16", state=state
+        )
+
+
+def test_formats_of_states_are_the_same_in_any_order() -> None:
+    first = Formats.given("bf16", "bf16", {"state": "fp32", "conv": "bf16"}, None)
+    second = Formats.given("bf16", "bf16", {"conv": "bf16", "state": "fp32"}, None)
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_a_ledger_is_of_use_without_its_model_and_both_are_collected() -> None:
+    ledger = ModelSpec.assignment_decoder(
+        vocab_size=100, d_model=8, d_ff=16, num_layers=2, max_seq_len=32
+    ).ledger
+    gc.collect()
+    assert ledger.spec.num_layers == 2
+    assert dict(ledger.layer_numbers) == {"decoder": (0, 1)}
+    gone = weakref.ref(ledger.spec)
+    del ledger
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_is_kept_takes_no_arguments_by_name() -> None:
+    def make(ledger: object, number: int = 1) -> list[int]:
+        return [number]
+
+    ledger = model("Llama-3.1-8B").ledger
+    with pytest.raises(TypeError, match="number"):
+        kept(ledger, make, number=2)  # type: ignore[call-arg]
