@@ -3,6 +3,7 @@ r"""Layouts: which device holds which weights and which part of a request's cach
 * `Layout`: the degrees of tensor, pipeline, expert, data and decode-context parallelism.
 * `Rank`: one device of a layout, and what it holds of a model.
 * `Stage`: the layers of one pipeline stage.
+* `requests_of`: how many requests of a batch a replica serves.
 * `chosen`: the layout that arguments ask for; `ONE_DEVICE`: the one that they ask for by default.
 * `ENGINES`: how the engines place a model of which that is known.
 
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from llmcalc.boundary import Field, Int, Number
     from llmcalc.engines.engine import Engine
 
-__all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage", "chosen"]
+__all__ = ["ENGINES", "ONE_DEVICE", "Layout", "Rank", "Stage", "chosen", "requests_of"]
 
 
 def _engine(value: str | Engine | None) -> str | Engine | None:
@@ -442,8 +443,21 @@ class Rank:
     def requests(self, batch: Number) -> Number: ...
     def requests(self, batch: Number) -> Number:
         """Return how many of `batch` requests the rank's replica serves."""
-        degree = self.layout.data_parallel
-        return batch if degree == 1 else portion(batch, degree, self.replica)
+        return requests_of(batch, self.layout.data_parallel, self.replica)
+
+
+@overload
+def requests_of(batch: int, replicas: int, replica: int) -> int: ...
+@overload
+def requests_of(batch: Number, replicas: int, replica: int) -> Number: ...
+def requests_of(batch: Number, replicas: int, replica: int) -> Number:
+    """Return how many of `batch` requests a replica serves: the first ones take the remainder.
+
+    >>> from llmcalc.layouts import requests_of
+    >>> [requests_of(10, 4, replica) for replica in range(4)]
+    [3, 3, 2, 2]
+    """
+    return batch if replicas == 1 else portion(batch, replicas, replica)
 
 
 #: More devices than any machine has; the limit keeps a slip from taking all memory.

@@ -26,7 +26,7 @@ from llmcalc.breakdown import Factor
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.counts import Count, Request, Sums, of_a_request, total
-from llmcalc.spec.axes import portion
+from llmcalc.layouts import requests_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -231,7 +231,7 @@ class Workload:
         kinds = []
         for first in range(0, len(given), 3):
             batch, new, past = given[first : first + 3]
-            own = batch if replicas == 1 else portion(batch, replicas, replica)
+            own = requests_of(batch, replicas, replica)
             kinds.append(Request(own, batch, new, past, bound=bound))
         return kinds
 

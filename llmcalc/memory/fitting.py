@@ -16,7 +16,7 @@ from llmcalc.breakdown import Breakdown
 from llmcalc.described import Described
 from llmcalc.folds.storage import Formats
 from llmcalc.layouts import ONE_DEVICE, Layout
-from llmcalc.memory.placed import Placed, Stages, placed
+from llmcalc.memory.placed import Placed, Stages, fits, placed
 from llmcalc.spec.model import ModelSpec
 from llmcalc.units import Bytes, format_integer, format_quantity
 
@@ -68,17 +68,17 @@ class Fit(Described):
     @property
     def needed_bytes(self) -> int:
         """What the weights and the whole batch need."""
-        return self._weights + self.requests * self._request
+        return self._stages_held.needed(self.batch)[self._stage]
 
     @property
     def requests(self) -> int:
         """How many requests of the batch the tightest device holds."""
-        return -(-self.batch // self.layout.data_parallel)
+        return self._stages_held.own(self.batch)
 
     @property
     def fits(self) -> bool:
         """Whether what is needed is at most the device's memory."""
-        return self.needed_bytes <= self.device_memory
+        return self._stages_held.fits(self.batch, self.device_memory)
 
     @property
     def left_bytes(self) -> int:
@@ -109,7 +109,7 @@ class Fit(Described):
         memory = format_quantity(self.device_memory, Bytes)
         if self.fits:
             return f"fits: {format_quantity(self.left_bytes, Bytes)} of {memory} are left"
-        alone = self._weights > self.device_memory
+        alone = not fits(self._weights, self.device_memory)
         what = "the weights alone need" if alone else "weights and cache need"
         needed = self._weights if alone else self.needed_bytes
         return (
@@ -121,7 +121,7 @@ class Fit(Described):
         """Return the working: weights, cache of one request, and the division."""
         left = self.device_memory - self._weights
         most = self.max_batch_size
-        if left < 0:
+        if not fits(self._weights, self.device_memory):
             batch = "max batch size = 0: the weights do not fit"
         elif most is None:
             batch = "max batch size: not limited by memory (requests hold nothing)"

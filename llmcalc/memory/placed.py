@@ -1,14 +1,15 @@
 """What the devices of a layout hold of a model: the one place that says what fits.
 
 * `placed`: the weights and the caches of a model on a layout, kept with the model.
-* `Placed`: these; `Placed.requests` gives what a request holds on each pipeline stage.
+* `Placed`: these; `Placed.stages` gives what a request holds on each pipeline stage.
 * `Stages`: bytes of weights and of a request on each stage, and what fits beside them.
+* `fits`: whether what is needed fits in a memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 from llmcalc.boundary import is_array, larger
 from llmcalc.breakdown import Breakdown
@@ -17,16 +18,18 @@ from llmcalc.folds.owners import EVERYTHING, Owner
 from llmcalc.folds.pieces import Fold
 from llmcalc.folds.storage import Formats, caches_held, weights_held
 from llmcalc.folds.workloads import NOTHING, Workload
-from llmcalc.layouts import ONE_DEVICE, Layout, Rank, chosen
+from llmcalc.layouts import ONE_DEVICE, Layout, Rank, chosen, requests_of
 from llmcalc.spec.kept import kept
 from llmcalc.spec.model import Ledger, ModelSpec, check_spec
 from llmcalc.units import Bytes
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from llmcalc.boundary import Int, IntArray, Number
     from llmcalc.folds.counts import Sums
 
-__all__ = ["Placed", "Stages", "placed"]
+__all__ = ["Placed", "Stages", "fits", "placed"]
 
 N_co = TypeVar("N_co", bound="Number", covariant=True)
 
@@ -46,16 +49,20 @@ class Stages(NamedTuple, Generic[N_co]):
         """Weights and one request of each stage."""
         return tuple(zip(self.weights, self.requests, strict=True))
 
+    def own(self, batch: int) -> int:
+        """Return how many requests of a batch of the whole layout the devices hold."""
+        return requests_of(batch, self.replicas, 0)
+
     def needed(self: Stages[int], batch: int) -> list[int]:
         """Return what a batch of the whole layout needs on each stage."""
-        own = -(-batch // self.replicas)
+        own = self.own(batch)
         return [
             held + own * request for held, request in zip(self.weights, self.requests, strict=True)
         ]
 
     def fits(self: Stages[int], batch: int, memory: int) -> bool:
         """Whether a batch fits on all devices."""
-        return max(self.needed(batch)) <= memory
+        return fits(max(self.needed(batch)), memory)
 
     @overload
     def most_requests(self: Stages[int], memory: int) -> int | None: ...
@@ -93,6 +100,20 @@ class Stages(NamedTuple, Generic[N_co]):
             sizes = sizes.astype(np.object_)
             sizes[unlimited] = None
         return sizes
+
+
+@overload
+def fits(needed: int, memory: int) -> bool: ...
+@overload
+def fits(needed: Number, memory: Number) -> bool | NDArray[Any]: ...
+def fits(needed: Number, memory: Number) -> bool | NDArray[Any]:
+    """Whether what is needed is at most the memory that there is for it.
+
+    >>> from llmcalc.memory.placed import fits
+    >>> fits(80, 80), fits(81, 80)
+    (True, False)
+    """
+    return needed <= memory
 
 
 class Placed(NamedTuple):

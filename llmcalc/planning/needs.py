@@ -6,7 +6,7 @@
 * `Option`: a layout with formats, and what each of its stages holds.
 * `Offer`: a device and what of its memory is usable; `offer` makes one of arguments.
 
-What fits is said by `llmcalc.memory.placed.Stages`. A question keeps what its layouts have in
+What fits is said by `llmcalc.memory.placed`. A question keeps what its layouts have in
 common: weights that are split alike are folded once, and so are caches.
 """
 
@@ -25,7 +25,7 @@ from llmcalc.folds.workloads import Values, Workload
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import ONE_DEVICE, Layout, Rank, Stage
 from llmcalc.memory.limits import usable_bytes
-from llmcalc.memory.placed import Stages
+from llmcalc.memory.placed import Stages, fits
 from llmcalc.planning.placements import DoesNotFit, Placement
 from llmcalc.planning.possible import check, split_of
 from llmcalc.spec.model import ModelSpec, check_spec
@@ -63,6 +63,10 @@ class Option(NamedTuple):
     choice: Choice
     stages: Stages[int]
     needed: int
+
+    def fits(self, one: Offer) -> bool:
+        """Whether it fits what is offered."""
+        return fits(self.needed, one.usable)
 
 
 class Offer(NamedTuple):

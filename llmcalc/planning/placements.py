@@ -17,6 +17,7 @@ from llmcalc.formats import name_of
 from llmcalc.layouts import Layout
 from llmcalc.memory.fitting import Fit
 from llmcalc.memory.fitting import fit as fit_of
+from llmcalc.memory.placed import fits
 from llmcalc.units import Bytes, format_quantity
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Placement(Described):
     @property
     def fits(self) -> bool:
         """Whether what is needed is at most what is usable."""
-        return self.needed_bytes <= self.usable_bytes
+        return fits(self.needed_bytes, self.usable_bytes)
 
     @property
     def left_bytes(self) -> int:

@@ -234,8 +234,8 @@ def plan(
     for number, option in enumerate(options):
         ways = _ways(option.layout)
         for place, one in enumerate(offers):
-            left = one.usable - option.needed
-            if left >= 0:
+            if option.fits(one):
+                left = one.usable - option.needed
                 rank = _rank(order, option, one, found[place].memory_bytes)
                 rows.append(((*rank, ways, -left, number, place), (option, one)))
     rows.sort(key=itemgetter(0))

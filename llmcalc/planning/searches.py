@@ -71,7 +71,7 @@ def fewest_devices(
         if count * one.usable < whole and count < most:
             continue
         options = question.options(layouts_on(spec, count, engine))
-        fitting = [option for option in options if option.needed <= one.usable]
+        fitting = [option for option in options if option.fits(one)]
         if fitting:
             return question.demand.placement(min(fitting, key=lambda option: option.needed), one)
         tried += options
@@ -113,7 +113,7 @@ def smallest_tensor_parallel(
     tried: list[Option] = []
     for layout in question.allowed(degrees):
         for option in question.options([layout]):
-            if option.needed <= one.usable:
+            if option.fits(one):
                 return question.demand.placement(option, one)
             tried.append(option)
     return question.shortfall(tried, [one])
@@ -153,7 +153,7 @@ def widest_format(
     question = Question(spec, context, batch, given)
     one = offer(device, share, reserved_bytes)
     options = question.options([place])
-    fitting = [option for option in options if option.needed <= one.usable]
+    fitting = [option for option in options if option.fits(one)]
     if not fitting:
         return question.shortfall(options, [one])
     best = max(fitting, key=lambda option: option.choice.weight_bytes)

@@ -35,6 +35,7 @@ from llmcalc.boundary import (
 from llmcalc.errors import InvalidValueError, LlmcalcError
 from llmcalc.hardware import NUMBER_FORMATS, DeviceSpec
 from llmcalc.layouts import ONE_DEVICE, Layout
+from llmcalc.memory.placed import fits
 from llmcalc.roofline.generations import decoding
 from llmcalc.roofline.times import step_time
 from llmcalc.spec.model import ModelSpec
@@ -246,7 +247,7 @@ class _Sweeper:
             "tokens_per_second_per_device": per_second / one.layout.devices,
             "tokens_per_second_per_user": tokens / time,
             "needed_bytes": needed,
-            "fits": needed <= self.usable(one.device),
+            "fits": fits(needed, self.usable(one.device)),
         }
 
     def table(self, notes: Iterable[str] = ()) -> Sweep:
