@@ -139,9 +139,10 @@ def test_leaves_with_one_name_are_told_apart_by_their_path() -> None:
     assert both.explain().splitlines()[1:3] == ["  a.k  1 bytes = 1 B", "  b.k  2 bytes = 2 B"]
 
 
+@pytest.mark.parametrize("weights", ["int8", "fp8-block128", "gptq-int4-g32"])
 @pytest.mark.parametrize("level", range(-5, 5))
-def test_sums_by_a_level_are_those_of_the_terms(level: int) -> None:
-    made = memory.weight_bytes(tiny(), weights="int8")
+def test_sums_by_a_level_are_those_of_the_terms(level: int, weights: str) -> None:
+    made = memory.weight_bytes(tiny(), weights=weights)
     plain: Breakdown[Bytes] = Breakdown(Bytes, made.title, made.terms)
     assert dict(made.by(level)) == dict(plain.by(level))
     assert sum(made.by(level).values()) == made.total
