@@ -14,10 +14,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cached_property, partial
 from itertools import chain, groupby
 from typing import Any, Literal, Protocol
+from weakref import ref
 
 import attrs
 
@@ -322,7 +323,7 @@ class ModelSpec(Described):
                     entries = tuple([attrs.evolve(one, uses=layer.uses) for one in entries])
                 yield ResidualStep(entries, block.adds_up)
 
-    def __getstate__(self) -> dict[str, object]:
+    def __getstate__(self) -> dict[str, Any]:
         """Return the fields alone: what was found out about the model is found out again."""
         return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
 
@@ -512,10 +513,21 @@ class Ledger:
     def __init__(
         self, spec: ModelSpec, entries: Iterable[Entry], steps: Iterable[ResidualStep] = ()
     ) -> None:
-        self.spec = spec
+        # The model has its ledger. Without a cycle both go at once when nobody asks about them.
+        self._spec: Callable[[], ModelSpec | None] = ref(spec)
+        self._fields = spec.__getstate__()
         self.entries: tuple[Entry, ...] = tuple(entries)
         self.steps: tuple[ResidualStep, ...] = tuple(steps)
         self.kept: dict[tuple[Hashable, ...], Any] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model; an equal one where that of the ledger is gone."""
+        found = self._spec()
+        if found is None:
+            found = ModelSpec(**self._fields)
+            self._spec = partial(_same, found)
+        return found
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError("a ledger is not pickled: pickle its ModelSpec")
@@ -566,6 +578,10 @@ class Ledger:
             numbers[run.label] = (*numbers.get(run.label, ()), *own)
             start += run.count
         return numbers
+
+
+def _same(spec: ModelSpec) -> ModelSpec:
+    return spec
 
 
 def check_spec(spec: object) -> None:
