@@ -19,7 +19,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.multiprocessing.spawn import spawn
 
-from llmcalc.models.layers import Pass
+from llmcalc.models.caches import Pass
 from llmcalc.models.tiny_decoder import KVCache, TinyDecoder
 from llmcalc.spec import ModelSpec
 

@@ -1,6 +1,7 @@
 """Executable models in PyTorch (extra ``torch``), built from the specs that the formulas read.
 
-* `tiny_decoder`: `TinyDecoder`, a dense decoder with KV-cached generation, and its `KVCache`.
+* `tiny_decoder`: `TinyDecoder`, a dense decoder with KV-cached generation.
+* `caches`: its `KVCache`, and one forward pass.
 * `executed`: which specs it executes.
 * `layers`: the layers of a decoder.
 * `sampling`: how a next token is chosen from logits.

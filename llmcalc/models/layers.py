@@ -1,7 +1,6 @@
 """The layers of a `TinyDecoder`: modules that bind themselves as functions of a pass.
 
 * `AttentionLayer`, `FeedForwardLayer`, `NormLayer`, `DecoderLayer`: the modules.
-* `Pass`: what all layers of one forward pass share.
 * `streamed`: a matrix as it is laid out in memory.
 
 Shapes in the comments are those of `llmcalc.models.tiny_decoder`.
@@ -10,32 +9,17 @@ Shapes in the comments are those of `llmcalc.models.tiny_decoder`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # the field's name for it
 
+from llmcalc.models.caches import Function, LayerFunction, Pass
 from llmcalc.models.executed import ACTIVATIONS
 from llmcalc.spec import Attention, FeedForward, ModelSpec, Norm
 
-if TYPE_CHECKING:
-    from llmcalc.models.tiny_decoder import KVCache
-
-__all__ = [
-    "AttentionLayer",
-    "DecoderLayer",
-    "FeedForwardLayer",
-    "Function",
-    "LayerFunction",
-    "NormLayer",
-    "Pass",
-    "streamed",
-]
-
-#: A layer, or its attention: what it makes of the new tokens, in a pass, as the layer of a number.
-LayerFunction: TypeAlias = "Callable[[Tensor, Pass, int], Tensor]"
-Function: TypeAlias = Callable[[Tensor], Tensor]
+__all__ = ["AttentionLayer", "DecoderLayer", "FeedForwardLayer", "NormLayer", "streamed"]
 
 
 class AttentionLayer(nn.Module):
@@ -270,54 +254,6 @@ class DecoderLayer(nn.Module):
         return apply
 
 
-class Pass:
-    """What all layers of one forward pass share: cache, sizes, positions and the mask."""
-
-    #: The first new position of any row, how many there are, and L, the most tokens that any row
-    #: attends.
-    start: int
-    new: int
-    end: int
-
-    def __init__(self, cache: KVCache | None, counts: Sequence[int], *, explicit: bool) -> None:
-        self.cache = cache
-        self.explicit = explicit
-        #: Tokens of each row before the pass, and new ones; T is the most of them.
-        self.past: Sequence[int] = (0,) * len(counts) if cache is None else cache.lengths
-        self.counts = counts
-        self.batch: int = len(counts)
-        past, new = self.past[0], counts[0]
-        #: Whether all rows are equally long: then no row needs a mask of its own.
-        self.uniform: bool = self.past.count(past) == self.batch == counts.count(new)
-        self.start, self.new, self.end = past, new, past + new
-        self.ends: tuple[int, ...] = (self.end,) * self.batch
-        if not self.uniform:
-            self.ends = tuple(map(sum, zip(self.past, counts, strict=True)))
-            self.start, self.new, self.end = min(self.past), max(counts), max(self.ends)
-        #: Whether the new tokens attend nothing but each other: the fast path needs no mask then.
-        self.alone: bool = self.uniform and not self.start
-        #: Cosines and sines of rotary positions, (T, 1, 1, D) or (T, B, 1, D).
-        self.turn: tuple[Tensor, Tensor] | None = None
-        #: (T, L) or (B, 1, T, L), True where a query may look; `None` where it may look anywhere.
-        self.mask: Tensor | None = None
-        #: The final norm and the output matrix.
-        self.head: Function
-        #: The probability that an element is dropped.
-        self.dropout: float = 0.0
-        #: Whether one product may give queries, keys and values.
-        self.joint: bool = False
-
-    def begin(self, device: torch.device, dropout: float = 0.0) -> None:
-        """Settle what is different in inference mode, and make the mask, if one is needed."""
-        self.dropout = 0.0 if torch.is_inference_mode_enabled() else dropout
-        self.joint = not (self.explicit or torch.is_grad_enabled())
-        if not self.uniform:
-            rows = torch.tensor(self.past, device=device)[:, None, None]
-            self.mask = _causal(rows + torch.arange(self.new, device=device), self.end)
-        elif self.new > 1 and (self.explicit or not self.alone):
-            self.mask = _causal(torch.arange(self.start, self.end, device=device), self.end)
-
-
 def streamed(matrix: Tensor) -> Tensor:
     """Return the matrix with its longer side in rows in memory.
 
@@ -326,11 +262,6 @@ def streamed(matrix: Tensor) -> Tensor:
     """
     rows, columns = matrix.shape
     return matrix.t().contiguous().t() if rows > columns else matrix.contiguous()
-
-
-def _causal(queries: Tensor, keys: int) -> Tensor:
-    """Say of each query's position (..., T) which of the first `keys` it sees: (..., T, keys)."""
-    return torch.arange(keys, device=queries.device) <= queries[..., None]
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 * `TinyDecoder`: the model: ``decoder(input_ids)``, ``decoder(input_ids, cache=cache)``,
   `TinyDecoder.generate` and `TinyDecoder.stream`.
-* `KVCache`: what it holds between calls.
+* `llmcalc.models.caches.KVCache`: what it holds between calls.
 * `Step`: what a stream yields.
 
 Every dense `ModelSpec` can be built: what the formulas of `llmcalc.memory` and
@@ -24,93 +24,16 @@ from torch.nn import functional as F  # noqa: N812  # the field's name for it
 
 from llmcalc.boundary import choice, flag_argument, whole_number
 from llmcalc.errors import InvalidValueError
+from llmcalc.models.caches import KVCache as KVCache  # noqa: PLC0414  # exported here, too
+from llmcalc.models.caches import LayerFunction, Pass
 from llmcalc.models.executed import check_executed
-from llmcalc.models.layers import DecoderLayer, Function, LayerFunction, NormLayer, Pass, streamed
+from llmcalc.models.layers import DecoderLayer, NormLayer, streamed
 from llmcalc.models.sampling import Sampling
 from llmcalc.spec import ModelSpec, Rotary
 
-__all__ = ["KVCache", "Step", "TinyDecoder"]
+__all__ = ["Step", "TinyDecoder"]
 
 _TOKEN_TYPES: Final = frozenset({torch.int64, torch.int32})
-
-
-class KVCache:
-    """Keys and values of every layer, allocated once for `capacity` tokens a row.
-
-    `keys` and `values` hold a tensor (capacity, B, K, D) for each layer; `lengths` says how many
-    tokens of each row are in. `TinyDecoder.new_cache` makes one; a decoder appends to it.
-
-    >>> from llmcalc import ModelSpec
-    >>> from llmcalc.models.tiny_decoder import TinyDecoder
-    >>> spec = ModelSpec.assignment_decoder(
-    ...     vocab_size=10, d_model=8, d_ff=16, num_layers=2, max_seq_len=32
-    ... )
-    >>> cache = TinyDecoder(spec).new_cache(batch=3, capacity=20)
-    >>> cache.nbytes, cache.lengths
-    (7680, (0, 0, 0))
-    """
-
-    # The token is the outermost axis, so that strides and alignment of what is read depend on
-    # the rows and heads, never on the capacity: matrix libraries choose their kernels by both,
-    # and a larger capacity must not change the last bit of a result.
-
-    def __init__(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor], lengths: Sequence[int]
-    ) -> None:
-        self.keys: tuple[Tensor, ...] = tuple(keys)
-        self.values: tuple[Tensor, ...] = tuple(values)
-        self.lengths: tuple[int, ...] = tuple(lengths)
-        #: (K, D) of every layer.
-        self.heads: tuple[tuple[int, ...], ...] = tuple(tuple(key.shape[2:]) for key in keys)
-        #: The same tensors as attention reads them, (B, K, capacity, D).
-        self._views = tuple(
-            (key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3))
-            for key, value in zip(keys, values, strict=True)
-        )
-        #: The decoder that read the prompt, and its layers and head as functions.
-        self._bound: tuple[TinyDecoder, Sequence[LayerFunction], Function] | None = None
-
-    @property
-    def batch(self) -> int:
-        """The number of rows."""
-        return len(self.lengths)
-
-    @property
-    def capacity(self) -> int:
-        """The tokens that each row has room for."""
-        return self.keys[0].shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all keys and values, as allocated."""
-        return sum(tensor.nbytes for tensor in self.keys + self.values)
-
-    def clone(self) -> KVCache:
-        """Return a copy that can go another way from here."""
-        return KVCache(
-            [tensor.clone() for tensor in self.keys],
-            [tensor.clone() for tensor in self.values],
-            self.lengths,
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle what it holds; views and functions are made anew."""
-        return KVCache, (self.keys, self.values, self.lengths)
-
-    def _append(
-        self, layer: int, keys: Tensor, values: Tensor, step: Pass
-    ) -> tuple[Tensor, Tensor]:
-        """Write the new keys and values (T, B, K, D) of one layer; view all (B, K, L, D)."""
-        all_keys, all_values = self.keys[layer], self.values[layer]
-        if step.uniform:
-            all_keys[step.start : step.end] = keys
-            all_values[step.start : step.end] = values
-        else:
-            for row, (start, count) in enumerate(zip(step.past, step.counts, strict=True)):
-                all_keys[start : start + count, row] = keys[:count, row]
-                all_values[start : start + count, row] = values[:count, row]
-        held_keys, held_values = self._views[layer]
-        return held_keys.narrow(2, 0, step.end), held_values.narrow(2, 0, step.end)
 
 
 @attrs.frozen(eq=False)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmcalc import LlmcalcError, ModelSpec
-from llmcalc.models import layers, tiny_decoder
+from llmcalc.models import caches, layers, tiny_decoder
 from llmcalc.models.tiny_decoder import TinyDecoder
 from llmcalc.spec import ModelSpec as Spec
 from llmcalc.strategies import dense_specs
@@ -148,8 +148,8 @@ def test_the_cache_law_fails_when_the_mask_is_off_by_one(
     decoder = build(small(), attention="reference")
     ids = prompt(decoder.spec, 9)
     assert _cache_law_holds(decoder, ids, [4, 1, 3, 1])
-    right = layers._causal
-    monkeypatch.setattr(layers, "_causal", lambda q, keys: right(q + offset, keys))
+    right = caches._causal
+    monkeypatch.setattr(caches, "_causal", lambda q, keys: right(q + offset, keys))
     assert not _cache_law_holds(decoder, ids, [4, 1, 3, 1])
 
 
@@ -163,7 +163,7 @@ def test_the_cache_law_fails_when_positions_are_not_offset(
     place = TinyDecoder._place
 
     def from_zero(self: TinyDecoder, x: Tensor, step: Any) -> Tensor:
-        moved = layers.Pass(None, step.counts, explicit=False)
+        moved = caches.Pass(None, step.counts, explicit=False)
         result = place(self, x, moved)
         step.turn = moved.turn
         return result
