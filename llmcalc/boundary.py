@@ -9,13 +9,14 @@
 * `several`: one thing or an iterable of them.
 * `is_array`: whether something is an array with a dimension.
 * `is_wide`: whether int64 could overflow: the one place that decides it.
+* `integer_type`: what arrays of integers are made of: int64, or Python integers.
+* `broadcast_arrays`: workload arguments as arrays of one shape.
 * `smaller`, `larger`: the minimum and maximum, of numbers or arrays.
 * `at_most`: a product, or what limits it.
 * `size`, `size_or_zero`, `flag`, `one_of`, `instance_of`: `attrs` validators for the fields of
   descriptions.
 * `same`: whether two values, numbers or arrays, are equal.
-* `evaluate`: a fold over workload arguments that may be integers or integer arrays.
-* `elementwise`: a scalar function over such arguments, called for each element.
+* `elementwise`: a scalar function over workload arguments, called for each element.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "at_most",
+    "broadcast_arrays",
     "choice",
     "count",
     "elementwise",
-    "evaluate",
     "flag",
     "flag_argument",
     "instance_of",
+    "integer_type",
     "is_array",
     "is_wide",
     "larger",
@@ -265,6 +267,13 @@ def is_wide(*bounds: int) -> bool:
     return max(bounds) >= INT64_SAFE
 
 
+def integer_type(*, wide: bool) -> type[Any]:
+    """Return what arrays of integers are made of: int64 or, where they are `wide`, Python's own."""
+    import numpy as np
+
+    return np.object_ if wide else np.int64
+
+
 def smaller(a: F, b: F) -> F:
     """Return the smaller of two integers, or of integers and arrays element by element."""
     if is_array(a) or is_array(b):
@@ -318,44 +327,6 @@ def same(a: object, b: object) -> bool:
     return bool(a == b)
 
 
-def evaluate(
-    fold: Callable[..., T],
-    total: Callable[[T], int],
-    /,
-    *,
-    bounding: Callable[..., T] | None = None,
-    **workload: object,
-) -> T:
-    """Return ``fold(**workload)`` for integers, or for integer arrays that broadcast together.
-
-    With arrays, `bounding` (by default `fold` itself, where it grows with the workload) is first
-    called with Python integers that bound every element; `total` reads the largest value that
-    this call met. Below 2**62 the arrays are computed in int64,
-    otherwise as arrays of Python integers, so that nothing overflows silently. For this to hold a
-    fold's intermediates must not exceed twice its total.
-    """
-    for value in workload.values():
-        if type(value) is not int and is_array(value):
-            return _evaluate_arrays(fold, total, bounding or fold, workload)
-    return fold(**{field: whole_number(value, field) for field, value in workload.items()})
-
-
-def _evaluate_arrays(
-    fold: Callable[..., T],
-    total: Callable[[T], int],
-    bounding: Callable[..., T],
-    workload: dict[str, object],
-) -> T:
-    import numpy as np
-
-    arrays = _broadcast(workload)
-    # A bound of at least 1 keeps one empty factor from hiding how large the others are.
-    bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
-    wide = is_wide(total(bounding(**bounds)), *bounds.values())
-    dtype = np.object_ if wide else np.int64
-    return fold(**{field: array.astype(dtype) for field, array in arrays.items()})
-
-
 def elementwise(function: Callable[..., N], /, **workload: object) -> N | IntArray:
     """Return ``function(**workload)`` for integers; for arrays, an array of its results.
 
@@ -366,17 +337,18 @@ def elementwise(function: Callable[..., N], /, **workload: object) -> N | IntArr
         return function(**{field: whole_number(v, field) for field, v in workload.items()})
     import numpy as np
 
-    arrays = _broadcast(workload)
+    arrays = broadcast_arrays(**workload)
     points = zip(*(array.astype(np.object_).ravel() for array in arrays.values()), strict=True)
     results = [function(**dict(zip(arrays, point, strict=True))) for point in points]
     small = all(result is not None and not is_wide(abs(result)) for result in results)
     shape = next(iter(arrays.values())).shape
-    answer: IntArray = np.empty(shape, dtype=np.int64 if small else np.object_)
+    answer: IntArray = np.empty(shape, dtype=integer_type(wide=not small))
     answer.ravel()[:] = results
     return answer
 
 
-def _broadcast(workload: dict[str, object]) -> dict[str, IntArray]:
+def broadcast_arrays(**workload: object) -> dict[str, IntArray]:
+    """Return workload arguments as arrays of integers of one shape, checked."""
     import numpy as np
 
     arrays = {field: integer_array(value, field) for field, value in workload.items()}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, overload
 
 import attrs
 
-from llmcalc.boundary import INT64_SAFE, flag_argument, is_array, same
+from llmcalc.boundary import flag_argument, integer_type, is_array, is_wide, same
 from llmcalc.errors import InvalidValueError, MissingExtraError, UnknownNameError
 from llmcalc.units import Bytes, MiB, format_integer, format_quantity
 
@@ -114,8 +114,8 @@ def _narrow(array: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     kinds = set(map(type, array))
-    if kinds == {int} and max(abs(array)) < INT64_SAFE:
-        return array.astype(np.int64)
+    if kinds == {int} and not is_wide(max(abs(array))):
+        return array.astype(integer_type(wide=False))
     if kinds in ({float}, {bool}):
         return array.astype(np.float64 if kinds == {float} else np.bool_)
     return array

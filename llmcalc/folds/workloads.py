@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
-from llmcalc.boundary import count, is_array, is_wide, largest
+from llmcalc.boundary import count, integer_type, is_array, is_wide, largest
 from llmcalc.breakdown import Factor
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
@@ -221,9 +221,7 @@ class Workload:
 
     def _typed(self, *, wide: bool) -> list[Number]:
         """Return the arguments, arrays as int64 or, where they are `wide`, of Python integers."""
-        import numpy as np
-
-        dtype = np.object_ if wide else np.int64
+        dtype = integer_type(wide=wide)
         return [v.astype(dtype, copy=False) if is_array(v) else v for v in self._given]
 
     def _kinds(self, given: list[Number], *, bound: bool) -> list[Request]:
@@ -396,7 +394,7 @@ def broadcast(value: Figure, shape: tuple[int, ...] | None, *, wide: bool = Fals
         return value
     import numpy as np
 
-    dtype = (np.object_ if wide else np.int64) if type(value) is int else None
+    dtype = integer_type(wide=wide) if type(value) is int else None
     return np.broadcast_to(np.asarray(value, dtype=dtype), shape).copy()
 
 

@@ -9,13 +9,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Literal, Self, overload
 
-from llmcalc.boundary import elementwise, evaluate, whole_number
+from llmcalc.boundary import (
+    broadcast_arrays,
+    elementwise,
+    integer_type,
+    is_array,
+    is_wide,
+    largest,
+    whole_number,
+)
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.storage import Formats
 from llmcalc.layouts import Layout
-from llmcalc.memory.placed import Stages, placed
+from llmcalc.memory.placed import placed
 from llmcalc.spec.model import ModelSpec
 
 if TYPE_CHECKING:
@@ -163,17 +171,15 @@ def max_batch_size(
     """
     formats = Formats.given(weights, kv, state, index)
     held = placed(spec, formats, tensor_parallel, layout)
-
-    def fold(device_memory: Number, context: Number) -> tuple[Number, Stages[Number]]:
-        return device_memory, held.stages(context)
-
-    def bound(amounts: tuple[Any, Stages[Any]]) -> int:
-        memory, stages = amounts
-        most: int = max(memory * stages.replicas, *stages.weights, *stages.requests)
-        return most
-
-    memory, stages = evaluate(fold, bound, device_memory=device_memory, context=context)
-    return stages.most_requests(memory)
+    if not is_array(device_memory) and not is_array(context):
+        memory = whole_number(device_memory, "device_memory")
+        return held.stages(whole_number(context, "context")).most_requests(memory)
+    available, tokens = broadcast_arrays(device_memory=device_memory, context=context).values()
+    stages = held.stages(tokens)
+    wide = is_wide(largest(available) * stages.replicas, *stages.weights)
+    available = available.astype(integer_type(wide=wide))
+    most: Number | None = stages.most_requests(available)
+    return most
 
 
 class ContextLimit(int):

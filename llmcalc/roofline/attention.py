@@ -13,14 +13,18 @@ square of queries and keys, and 5 FLOPs a score for the softmax, unless `causal`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, overload
 
 from llmcalc.boundary import (
+    broadcast_arrays,
     choice,
     count,
-    evaluate,
     flag_argument,
+    integer_type,
     is_array,
+    is_wide,
+    largest,
     smaller,
     tile_size,
     whole_number,
@@ -109,7 +113,7 @@ def attention_flops(
     def fold(queries: Number, keys: Number, batch: Number) -> Number:
         return _pairs(queries, keys, causal) * (heads * (4 * width + softmax)) * batch
 
-    return evaluate(fold, int, queries=queries, keys=keys, batch=batch)
+    return _at_each(fold, queries=queries, keys=keys, batch=batch)
 
 
 @overload
@@ -223,7 +227,7 @@ def attention_bytes(
             read = 2 * groups * width * _read(queries, keys, causal, rows)
             return (own * batch + read * (smaller(batch, 1) if shared_kv else batch)) * size
 
-    return evaluate(fold, int, queries=queries, keys=keys, batch=batch)
+    return _at_each(fold, queries=queries, keys=keys, batch=batch)
 
 
 @overload
@@ -330,6 +334,18 @@ def _nothing_moved(**workload: Any) -> InvalidValueError:
     """Return the error for an intensity without bytes, which names what is 0."""
     empty = next(field for field, value in workload.items() if not _everywhere(value > 0))
     return InvalidValueError(empty, workload[empty], "must be at least 1: an intensity needs bytes")
+
+
+def _at_each(formula: Callable[..., Number], **arguments: Int | IntArray) -> Number:
+    """Return a formula that grows with all of its arguments, for integers or integer arrays."""
+    if not any(map(is_array, arguments.values())):
+        return formula(**{field: whole_number(one, field) for field, one in arguments.items()})
+    arrays = broadcast_arrays(**arguments)
+    # A bound of at least 1 keeps one empty factor from hiding how large the others are.
+    bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
+    most: Any = formula(**bounds)
+    made_of = integer_type(wide=is_wide(most, *bounds.values()))
+    return formula(**{field: array.astype(made_of) for field, array in arrays.items()})
 
 
 def _pairs(queries: Number, keys: Number, causal: bool) -> Number:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from llmcalc.boundary import choice, count, is_array, whole_number
+from llmcalc.boundary import choice, count, integer_type, is_array, is_wide, largest, whole_number
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.counts import EXPERT_READS, ExpertReads, experts_read
 
@@ -79,6 +79,6 @@ def experts_touched(
         if number > experts:
             raise InvalidValueError(field, number, f"must be at most num_experts ({experts})")
     asked = count(tokens, "tokens")
-    if is_array(asked) and asked.dtype.kind != "O":
-        asked = asked.astype("int64")
+    if is_array(asked):
+        asked = asked.astype(integer_type(wide=is_wide(largest(asked))))
     return experts_read(asked, experts, used, own, reads)

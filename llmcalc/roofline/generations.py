@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llmcalc.boundary import count, is_array, is_wide, largest, positive_number, whole_number
+from llmcalc.boundary import (
+    count,
+    integer_type,
+    is_array,
+    is_wide,
+    largest,
+    positive_number,
+    whole_number,
+)
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
 from llmcalc.hardware import DeviceSpec
@@ -161,9 +169,7 @@ def generation(
     if new > 1:
         import numpy as np
 
-        steps = np.arange(new - 1)
-        if is_wide(longest + new):
-            steps = steps.astype("object")
+        steps = np.arange(new - 1).astype(integer_type(wide=is_wide(longest + new)))
         decode = step_time(
             spec,
             device,
@@ -198,5 +204,5 @@ def _at_least_one(value: Int | IntArray, field: str, *, times: int = 1, more: in
         raise InvalidValueError(field, value, "must be at least 1")
     if is_array(checked):
         wide = is_wide(largest(checked) * times + more)
-        checked = checked.astype("object" if wide else "int64")
+        checked = checked.astype(integer_type(wide=wide))
     return checked

@@ -24,8 +24,9 @@ import attrs
 
 from llmcalc import formats, hardware, memory
 from llmcalc.boundary import (
+    broadcast_arrays,
     choice,
-    integer_array,
+    integer_type,
     is_wide,
     larger,
     largest,
@@ -305,17 +306,9 @@ class _Workload(NamedTuple):
 
 def _workload(*, batch: object, new: object, past: object) -> _Workload:
     """Return a workload in 64 bits, or in Python integers where contexts could need more."""
-    import numpy as np
-
-    given = {"batch": batch, "new": new, "past": past}
-    checked = {field: integer_array(value, field) for field, value in given.items()}
-    try:
-        arrays = np.broadcast_arrays(*checked.values())
-    except ValueError:
-        shapes = {field: array.shape for field, array in checked.items()}
-        raise InvalidValueError(", ".join(given), shapes, "shapes must broadcast") from None
-    wide = is_wide(sum(map(largest, arrays)))
-    return _Workload(*(a.astype(np.object_ if wide else np.int64).ravel() for a in arrays))
+    arrays = broadcast_arrays(batch=batch, new=new, past=past).values()
+    made_of = integer_type(wide=is_wide(sum(map(largest, arrays))))
+    return _Workload(*(array.astype(made_of).ravel() for array in arrays))
 
 
 def sweep(
