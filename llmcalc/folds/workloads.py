@@ -65,6 +65,9 @@ _BLOCK: Final = 2**14
 #: So many times fewer workloads are worth to be computed apart.
 _FAR_FEWER: Final = 8
 
+#: To copy more elements than this would take as long as an answer.
+_COPIED: Final = 2**16
+
 #: What there are of requests of one kind.
 _ARGUMENTS: Final = ("batch", "new", "past")
 
@@ -72,9 +75,10 @@ _ARGUMENTS: Final = ("batch", "new", "past")
 class Workload:
     """The requests of a step: of one kind, or of several with `mixed_with`.
 
-    Each argument is an integer or an array of integers, of which it takes a copy; `shape` is what
-    all of them broadcast to, `None` without arrays. `replicas` share the requests out, and counts
-    that are not of all of them are those of number `replica`.
+    Each argument is an integer or an array of integers; `shape` is the one that all of them
+    broadcast to, `None` without arrays. Arrays of up to 65 536 elements are copied. Larger ones are
+    read where they lie: they must stay as they are while answers are in use. `replicas` share the
+    requests out, and counts that are not of all of them are those of number `replica`.
     """
 
     __slots__ = ("_bounds", "_given", "_replicas", "_scalar", "shape")
@@ -130,8 +134,7 @@ class Workload:
         self.shape = _shape(given, checked)
         if self.shape is not None:
             most = [largest(v) if is_array(v) else v for v in checked]
-            pairs = zip(checked, most, strict=True)
-            self._given = [_own(v, bound) if is_array(v) else v for v, bound in pairs]
+            self._given = [_own(v) if is_array(v) else v for v in checked]
             # At least 1 keeps one empty factor from hiding how large the others are.
             self._bounds = [max(1, bound) for bound in most]
 
@@ -407,16 +410,12 @@ def _checked(mixed_with: object) -> Iterable[Requests]:
     return mixed_with
 
 
-def _own(array: IntArray, most: int) -> IntArray:
-    """Return an array that nobody else can change, in as few bytes as its elements need.
+def _own(array: IntArray) -> IntArray:
+    """Return a small array as a copy, which nobody else can change, and a large one as a view.
 
-    One of Python integers is already a copy.
+    Neither can be written to: results that are made of it are copies where users may write.
     """
-    own = array
-    if array.dtype.kind != "O":
-        short = "uint16" if most < 2**16 else "int32" if most < 2**31 else "int64"
-        own = array.astype(short)
-    # What is made of it is a copy again where users may write to it: see `broadcast`.
+    own = array.copy() if array.size <= _COPIED else array.view()
     own.flags.writeable = False
     return own
 
