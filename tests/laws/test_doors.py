@@ -57,7 +57,16 @@ GIVEN: dict[str, Any] = {
 }
 
 #: Callables that take a model, but are no questions about one.
-NO_QUESTIONS = {"Ledger", "Demand", "Placement", "Question", "Sweep", "Stated", "Reconciliation"}
+NO_QUESTIONS = {
+    "DecoderLayer",
+    "Demand",
+    "Ledger",
+    "Placement",
+    "Question",
+    "Reconciliation",
+    "Stated",
+    "Sweep",
+}
 
 
 def _questions() -> Iterator[tuple[str, Callable[..., Any]]]:
