@@ -380,6 +380,6 @@ def integer_array(value: object, field: str) -> IntArray:
     return value.astype(np.object_) if value.dtype == np.uint64 else value
 
 
-def largest(array: IntArray) -> int:
+def largest_element(array: IntArray) -> int:
     """Return the largest element as a Python integer; 0 for an empty array."""
     return int(array.max()) if array.size else 0

@@ -44,10 +44,10 @@ from llmcalc.described import Described
 from llmcalc.engines.placement import GENERIC, Placement
 from llmcalc.errors import InvalidValueError
 from llmcalc.spec.axes import WHOLE, Split, is_split, portion
-from llmcalc.spec.items import Cache, Linear, Mix, Table
+from llmcalc.spec.items import Cache, Mix
 from llmcalc.spec.ledger import Entry, Place, StoredTensor
 from llmcalc.spec.model import ModelSpec, check_spec
-from llmcalc.spec.spans import Chunk, Constant, Span, Window
+from llmcalc.spec.spans import Span
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Field, Int, Number
@@ -248,9 +248,9 @@ class Layout(Described):
     ) -> None:
         """Refuse ranks that would not hold the same cache: they have no slots to share."""
         degree, field = self.decode_context_parallel, "decode_context_parallel"
-        if isinstance(cache.span, Constant):
+        if cache.span.is_state:
             return
-        windowed = isinstance(cache.span, Window | Chunk)
+        windowed = cache.span.limit is not None
         _refuse(field, degree, placement.slots_rule(degree, windowed=windowed))
         split = [axis for axis in cache.shape if is_split(axis)]
         heads = max((axis.size for axis in split), default=1)
@@ -430,7 +430,7 @@ class Rank:
         >>> rank.slot_ranks(Full()), rank.slot_rank, rank.slot_ranks(Constant())
         (4, 2, 1)
         """
-        return 1 if isinstance(span, Constant) else self.layout.decode_context_parallel
+        return 1 if span.is_state else self.layout.decode_context_parallel
 
     @property
     def slot_rank(self) -> int:
@@ -491,13 +491,8 @@ def _cut(spec: ModelSpec, sizes: Iterable[int]) -> Iterator[Stage]:
 
 def _fewest_experts(spec: ModelSpec) -> int | None:
     """Return how many routed experts a layer has, the fewest; `None` where no layer has any."""
-    found = []
-    for tensor in spec.ledger.tensors:
-        item = tensor.item
-        if isinstance(item, Linear) and item.routed and item.experts is not None:
-            found.append(item.experts.size)
-        elif isinstance(item, Table) and item.routed:
-            found.append(item.rows.size)
+    # They are the first axis of the rows.
+    found = [tensor.rows[0][0].size for tensor in spec.ledger.tensors if tensor.routed]
     return min(found, default=None)
 
 

@@ -13,7 +13,6 @@ from llmcalc.folds.counts import Count
 from llmcalc.folds.workloads import Requests, Workload
 from llmcalc.layouts import Layout, Rank, chosen
 from llmcalc.spec.axes import WHOLE, Axis, Split, portion
-from llmcalc.spec.items import Linear, Product, Table
 from llmcalc.spec.ledger import Entry
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.spec.spans import Span
@@ -21,7 +20,7 @@ from llmcalc.spec.spans import Span
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
 
-__all__ = ["EVERYTHING", "Owner", "is_routed", "owners_of", "ranks_of"]
+__all__ = ["EVERYTHING", "Owner", "owners_of", "ranks_of"]
 
 
 class Owner:
@@ -78,7 +77,7 @@ class Owner:
     def split(self, entry: Entry) -> Split:
         """Return how the axes of an item are split."""
         rank = self.rank
-        return WHOLE if rank is None else rank.part(entry.group, routed=is_routed(entry))
+        return WHOLE if rank is None else rank.part(entry.group, routed=entry.routed)
 
     @property
     def attention(self) -> Split:
@@ -88,7 +87,7 @@ class Owner:
     def across_replicas(self, entry: Entry) -> bool:
         """Whether the item is computed for the requests of all replicas."""
         rank = self.rank
-        return rank is not None and rank.across_replicas(entry.group, routed=is_routed(entry))
+        return rank is not None and rank.across_replicas(entry.group, routed=entry.routed)
 
     def experts(self, entry: Entry, experts: Axis) -> tuple[int, int] | None:
         """Return how many experts stand before those of its own and how many it has.
@@ -111,12 +110,6 @@ class Owner:
 
 #: All of a model, on one device.
 EVERYTHING = Owner()
-
-
-def is_routed(entry: Entry) -> bool:
-    """Whether the item is one of several experts, of which ranks may hold whole ones."""
-    item = entry.item
-    return isinstance(item, Linear | Table | Product) and item.routed
 
 
 def ranks_of(

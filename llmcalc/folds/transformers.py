@@ -19,7 +19,7 @@ import attrs
 
 from llmcalc.boundary import smaller
 from llmcalc.spec.axes import Axes
-from llmcalc.spec.spans import Chunk, Full, Span, Window
+from llmcalc.spec.spans import Full, Span, Window
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Number
@@ -40,7 +40,7 @@ def at_hand(span: Span) -> Span:
     >>> at_hand(Window(8)), at_hand(Window(1))
     (Window(size=8), Full())
     """
-    return Full() if isinstance(span, Window | Chunk) and span.size == 1 else span
+    return Full() if span.limit == 1 else span
 
 
 def held(cache: Cache) -> Iterator[tuple[Axes, Span, str]]:
@@ -53,9 +53,9 @@ def held(cache: Cache) -> Iterator[tuple[Axes, Span, str]]:
             yield shape, span, span.slot_name
         return
     span = at_hand(cache.span)
-    if isinstance(span, Window | Chunk):
-        name = f"tokens (window {span.size} - 1)"
-        yield cache.shape, Window(span.size - 1), name
+    if span.limit is not None:
+        name = f"tokens (window {span.limit} - 1)"
+        yield cache.shape, Window(span.limit - 1), name
     else:
         yield cache.shape, span, span.slot_name
 

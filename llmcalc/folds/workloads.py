@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
 
-from llmcalc.boundary import count, integer_type, is_array, is_wide, largest
+from llmcalc.boundary import count, integer_type, is_array, is_wide, largest_element
 from llmcalc.breakdown import Factor
 from llmcalc.described import DescribedArrays
 from llmcalc.errors import InvalidValueError
@@ -133,7 +133,7 @@ class Workload:
         self._scalar: list[Request] | None = None
         self.shape = _shape(given, checked)
         if self.shape is not None:
-            most = [largest(v) if is_array(v) else v for v in checked]
+            most = [largest_element(v) if is_array(v) else v for v in checked]
             self._given = [_own(v) if is_array(v) else v for v in checked]
             # At least 1 keeps one empty factor from hiding how large the others are.
             self._bounds = [max(1, bound) for bound in most]
@@ -187,9 +187,9 @@ class Workload:
         shape = np.broadcast_shapes(*(value.shape for value in arrays))
         if prod(shape) <= few:
             return self._like([batch, new, 0], shape), None
-        if len(arrays) != 1 or largest(arrays[0]) >= few:
+        if len(arrays) != 1 or largest_element(arrays[0]) >= few:
             return None
-        table = np.arange(largest(arrays[0]) + 1)
+        table = np.arange(largest_element(arrays[0]) + 1)
         given = [table if is_array(value) else value for value in (batch, new)]
         return self._like([*given, 0], table.shape), arrays[0].astype(np.int64, copy=False)
 

@@ -90,9 +90,7 @@ def _named(ledger: Ledger, name: str) -> Scheme:
             {*names(), *scheme_names()},
             listed_by="llmcalc.formats.names() and llmcalc.formats.scheme_names()",
         )
-    only_experts = name in _FOR_EXPERTS and any(
-        tensor.group == "experts" for tensor in ledger.tensors
-    )
+    only_experts = name in _FOR_EXPERTS and any(tensor.routed for tensor in ledger.tensors)
     rule = Rule(format=format, targets=EXPERTS if only_experts else ("Linear",))
     return Coverage(name=name, wide=_wide_format(ledger.spec), rules=(rule,))
 

@@ -17,7 +17,7 @@ from llmcalc.boundary import (
     integer_type,
     is_array,
     is_wide,
-    largest,
+    largest_element,
     whole_number,
 )
 from llmcalc.errors import InvalidValueError
@@ -176,7 +176,7 @@ def max_batch_size(
         return held.stages(whole_number(context, "context")).most_requests(memory)
     available, tokens = broadcast_arrays(device_memory=device_memory, context=context).values()
     stages = held.stages(tokens)
-    wide = is_wide(largest(available) * stages.replicas, *stages.weights)
+    wide = is_wide(largest_element(available) * stages.replicas, *stages.weights)
     available = available.astype(integer_type(wide=wide))
     most: Number | None = stages.most_requests(available)
     return most

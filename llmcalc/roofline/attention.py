@@ -24,7 +24,7 @@ from llmcalc.boundary import (
     integer_type,
     is_array,
     is_wide,
-    largest,
+    largest_element,
     smaller,
     tile_size,
     whole_number,
@@ -342,7 +342,7 @@ def _at_each(formula: Callable[..., Number], **arguments: Int | IntArray) -> Num
         return formula(**{field: whole_number(one, field) for field, one in arguments.items()})
     arrays = broadcast_arrays(**arguments)
     # A bound of at least 1 keeps one empty factor from hiding how large the others are.
-    bounds = {field: max(1, largest(array)) for field, array in arrays.items()}
+    bounds = {field: max(1, largest_element(array)) for field, array in arrays.items()}
     most: Any = formula(**bounds)
     made_of = integer_type(wide=is_wide(most, *bounds.values()))
     return formula(**{field: array.astype(made_of) for field, array in arrays.items()})

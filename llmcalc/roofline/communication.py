@@ -39,7 +39,7 @@ from llmcalc import formats
 from llmcalc.described import DescribedArrays
 from llmcalc.folds.conventions import Conventions, conventions
 from llmcalc.folds.counts import TOKENS, Count
-from llmcalc.folds.owners import Owner, is_routed, owners_of
+from llmcalc.folds.owners import Owner, owners_of
 from llmcalc.folds.pieces import Fold, Piece, Shape
 from llmcalc.folds.workloads import Workload
 from llmcalc.spec.axes import WHOLE, Axes, Axis, extent, is_split
@@ -47,7 +47,6 @@ from llmcalc.spec.items import Cache, Linear, Mix, Product, Scale, Table
 from llmcalc.spec.kept import kept
 from llmcalc.spec.ledger import Entry, ResidualStep
 from llmcalc.spec.model import Ledger, ModelSpec
-from llmcalc.spec.spans import Constant
 
 if TYPE_CHECKING:
     from llmcalc.boundary import Int, IntArray
@@ -202,7 +201,7 @@ class _Step:
         """Give the exchanges of one residual step, each sum once."""
         entries = [entry for entry in step.entries if self._times(entry)]
         everyone = [entry for entry in entries if self.owner.across_replicas(entry)]
-        gathers = not all(map(is_routed, everyone))
+        gathers = not all(entry.routed for entry in everyone)
         yield from self._layered(step, entries, gathers=gathers)
         if gathers:
             yield from self._together(everyone[0])
@@ -222,7 +221,7 @@ class _Step:
                 yield self._after("all-reduce", entry, ((sums,),), self.how.new(everyone))
             if isinstance(item, Mix):
                 yield from self._mix(entry, item, entries)
-            if is_routed(entry) and _is_read(item) and everyone and not routed_before:
+            if entry.routed and _is_read(item) and everyone and not routed_before:
                 routed_before = True
                 if not gathers:
                     yield from self._routed(entry)
@@ -300,7 +299,7 @@ class _Step:
         shared = any(
             isinstance(other.item, Cache)
             and other.operation == entry.operation
-            and not isinstance(other.item.span, Constant)
+            and not other.item.span.is_state
             for other in entries
         )
         if degree == 1 or not shared:

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from llmcalc.boundary import choice, count, integer_type, is_array, is_wide, largest, whole_number
+from llmcalc.boundary import (
+    choice,
+    count,
+    integer_type,
+    is_array,
+    is_wide,
+    largest_element,
+    whole_number,
+)
 from llmcalc.errors import InvalidValueError
 from llmcalc.folds.counts import EXPERT_READS, ExpertReads, experts_read
 
@@ -80,5 +88,5 @@ def experts_touched(
             raise InvalidValueError(field, number, f"must be at most num_experts ({experts})")
     asked = count(tokens, "tokens")
     if is_array(asked):
-        asked = asked.astype(integer_type(wide=is_wide(largest(asked))))
+        asked = asked.astype(integer_type(wide=is_wide(largest_element(asked))))
     return experts_read(asked, experts, used, own, reads)

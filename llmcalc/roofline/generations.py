@@ -19,7 +19,7 @@ from llmcalc.boundary import (
     integer_type,
     is_array,
     is_wide,
-    largest,
+    largest_element,
     positive_number,
     whole_number,
 )
@@ -157,7 +157,7 @@ def generation(
     tokens = _at_least_one(prompt, "prompt", more=new)
     requests = _at_least_one(batch, "batch", times=new)
     degree = whole_number(options.get("tensor_parallel", 1), "tensor_parallel", minimum=1)
-    limit, longest = spec.max_positions, largest(tokens) if is_array(tokens) else tokens
+    limit, longest = spec.max_positions, largest_element(tokens) if is_array(tokens) else tokens
     if limit is not None and longest + new - 1 > limit:  # the last token is never read
         raise InvalidValueError(
             "prompt", longest, f"and {new} new tokens must be at most {limit} positions"
@@ -203,6 +203,6 @@ def _at_least_one(value: Int | IntArray, field: str, *, times: int = 1, more: in
     if smallest < 1:
         raise InvalidValueError(field, value, "must be at least 1")
     if is_array(checked):
-        wide = is_wide(largest(checked) * times + more)
+        wide = is_wide(largest_element(checked) * times + more)
         checked = checked.astype(integer_type(wide=wide))
     return checked

@@ -29,7 +29,7 @@ from llmcalc.boundary import (
     integer_type,
     is_wide,
     larger,
-    largest,
+    largest_element,
     several,
     whole_number,
 )
@@ -307,7 +307,7 @@ class _Workload(NamedTuple):
 def _workload(*, batch: object, new: object, past: object) -> _Workload:
     """Return a workload in 64 bits, or in Python integers where contexts could need more."""
     arrays = broadcast_arrays(batch=batch, new=new, past=past).values()
-    made_of = integer_type(wide=is_wide(sum(map(largest, arrays))))
+    made_of = integer_type(wide=is_wide(sum(map(largest_element, arrays))))
     return _Workload(*(array.astype(made_of).ravel() for array in arrays))
 
 

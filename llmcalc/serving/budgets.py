@@ -31,7 +31,7 @@ from llmcalc.formats import Format, Scheme
 from llmcalc.hardware import DeviceSpec
 from llmcalc.layouts import Layout, chosen
 from llmcalc.serving.activations import activation_peak, is_last
-from llmcalc.serving.loading import first_ranks, loaded_on_stages, loaded_weights
+from llmcalc.serving.loading import first_rank_numbers, loaded_on_stages, loaded_weights
 from llmcalc.serving.paging import Allocation, Takes, allocate, held_caches
 from llmcalc.spec.model import ModelSpec, check_spec
 from llmcalc.units import Bytes, format_quantity
@@ -357,7 +357,7 @@ class _Asked:
 
     def tightest(self) -> Budget:
         """Return the budget of the stage that holds fewest requests."""
-        ranks = first_ranks(self.layout)
+        ranks = first_rank_numbers(self.layout)
         if self.weight_bytes is None:
             how = self.weights, self.dtype, self.engine, self.layout
             loaded = loaded_on_stages(self.spec, *how)

@@ -83,11 +83,12 @@ def _loaded_on_stages(
     dtype: str | Format,
 ) -> tuple[Breakdown[Bytes], ...]:
     return tuple(
-        kept(ledger, _loaded, engine, layout, rank, weights, dtype) for rank in first_ranks(layout)
+        kept(ledger, _loaded, engine, layout, rank, weights, dtype)
+        for rank in first_rank_numbers(layout)
     )
 
 
-def first_ranks(layout: Layout) -> range:
+def first_rank_numbers(layout: Layout) -> range:
     """Return the numbers of the first rank of each stage."""
     return range(0, layout.pipeline_parallel * layout.tensor_parallel, layout.tensor_parallel)
 

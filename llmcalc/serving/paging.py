@@ -462,7 +462,7 @@ def _cells(rule: PoolRule, context: int, block: int, step: int) -> Callable[[Spa
         return lambda _: None
 
     def cells(span: Span) -> int | None:
-        window = span.size if isinstance(span, Window | Chunk) else None
+        window = span.limit
         if window is None and _sort(span)[0] != "full":
             return None
         return rule.cells(context, block_tokens=block, step_tokens=step, window=window)

@@ -16,7 +16,7 @@ import attrs
 from llmcalc.breakdown import Factor
 from llmcalc.described import Described
 from llmcalc.spec.axes import WHOLE, Axes, Axis, Split, extent, factors
-from llmcalc.spec.items import Conv, Item, Linear, Scale, Table
+from llmcalc.spec.items import Conv, Item, Linear, Product, Scale, Table
 from llmcalc.spec.part import Group
 
 __all__ = [
@@ -61,6 +61,11 @@ class Entry(Described):
     def group(self) -> Group:
         """Where the item is counted."""
         return self.path[0]
+
+    @property
+    def routed(self) -> bool:
+        """Whether the item is one of several experts, of which ranks may hold whole ones."""
+        return isinstance(self.item, Linear | Table | Product) and self.item.routed
 
     @property
     def label(self) -> str:
@@ -179,7 +184,7 @@ class StoredTensor(Described):
     @property
     def routed(self) -> bool:
         """Whether it is a weight of several experts, of which ranks may hold whole ones."""
-        return isinstance(self.item, Linear | Table) and self.item.routed
+        return self.entry.routed
 
     @property
     def stacked(self) -> int:

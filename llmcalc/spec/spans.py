@@ -44,6 +44,16 @@ class Span(Described):
         """The slots that no context exceeds; `None` where the cache grows with the context."""
         return None
 
+    @property
+    def is_state(self) -> bool:
+        """Whether a request holds one state, whatever its context, and nothing of a position."""
+        return False
+
+    @property
+    def limit(self) -> int | None:
+        """How many positions at most are held and attended; `None` where only the context says."""
+        return None
+
     def slots(self, context: Number) -> Number:
         """Return the slots that a request of `context` tokens holds."""
         return context
@@ -124,6 +134,11 @@ class Window(Span):
         """The window's size."""
         return self.size
 
+    @property
+    def limit(self) -> int | None:
+        """The window's size."""
+        return self.size
+
     def slots(self, context: Number) -> Number:
         """Return the slots held for `context` tokens: at most the window."""
         return smaller(context, self.size)
@@ -172,6 +187,11 @@ class Chunk(Span):
 
     @property
     def most_slots(self) -> int | None:
+        """The chunk's size."""
+        return self.size
+
+    @property
+    def limit(self) -> int | None:
         """The chunk's size."""
         return self.size
 
@@ -278,6 +298,11 @@ class Constant(Span):
     def most_slots(self) -> int | None:
         """One."""
         return 1
+
+    @property
+    def is_state(self) -> bool:
+        """It is one."""
+        return True
 
     def slots(self, context: Number) -> Number:
         """Return 1, in the shape of `context`."""
