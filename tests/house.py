@@ -65,6 +65,7 @@ MODELS: Final = (
     "google/recurrentgemma-2b",
     "doge with experts",
     "gemma3n_text",
+    "hrm_text",
     "jetmoe",
     "llama4_text",
     "qwen4_exp_text",
@@ -329,6 +330,14 @@ def _of_times() -> dict[str, Question]:
         "many": {**MANY, "weights": "awq-int4-g128", "kv": "fp16", "attention": "standard"},
         "a mix": {**STEPS["prefill"], "weights": "Q4_K_M", "kv": "fp16"},
         "a checkpoint": {**STEPS["decode"], "weights": "checkpoint", "kv": "bf16"},
+        "few tokens in packed experts": {
+            "batch": 2,
+            "new": 20,
+            "past": 0,
+            "weights": "awq-int4-g128",
+            "kv": "fp16",
+            "layout": LAYOUTS["tp2 dp2 ep"],
+        },
         "two ranks": {**MANY, **_WIDE, "layout": LAYOUTS["tp2"]},
         "experts": {**STEPS["decode"], **_WIDE, "layout": LAYOUTS["tp2 dp2 ep"]},
     }

@@ -165,7 +165,7 @@ def formats_in(
         if uniform is not None:
             yield ((uniform, None),)
             continue
-        kinds = scheme.formats_of(tensor)
+        kinds = scheme.formats_of(tensor, ledger.numbers_of(tensor))
         if len(kinds) == 1 or not tensor.times:
             yield ((kinds[0][0], None),)
             continue

@@ -118,7 +118,7 @@ class Coverage(Scheme):
     The first rule that has the module among its targets counts. Embeddings, norms, vectors,
     convolutions, routers and the weights of an indexer's heads are wide, and so is what `ignore`
     names; patterns are those of `llmcalc.formats.modules.Patterns`. `layers` gives the layers'
-    numbers by their label, which patterns with numbers need.
+    numbers by their label, which patterns with numbers need where `formats_of` is not told them.
 
     >>> from llmcalc import ModelSpec, formats, memory
     >>> from llmcalc.formats import Coverage, Rule

@@ -275,10 +275,10 @@ class _Mix(Scheme):
         self, tensor: StoredTensor, layers: Collection[int] | None = None
     ) -> tuple[tuple[Format, int], ...]:
         """Return the formats that the tensor has in the layers, and in how many of them each."""
-        if layers is None:
-            layers = self.numbers.get(tensor.label, ()) if tensor.times else ()
-            if tensor.times and len(layers) != tensor.layers:
-                raise InvalidValueError("weights", self.name, "is the mix of another model")
+        known = self.numbers.get(tensor.label, ()) if tensor.times else ()
+        layers = known if layers is None or not tensor.times else layers
+        if tensor.times and not (len(known) == tensor.layers and {*layers} <= {*known}):
+            raise InvalidValueError("weights", self.name, "is the mix of another model")
         group, name = tensor.group, tensor.role
         number = len(layers) if tensor.times else 1
         if group == "embeddings" and name == "token":

@@ -446,7 +446,7 @@ def _main_format(ledger: Ledger, weights: str | Format | Scheme) -> Format:
     for tensor in ledger.tensors:
         if tensor.rows == ONE_ROW or not tensor.times:
             continue
-        for format, layers in scheme.formats_of(tensor):
+        for format, layers in scheme.formats_of(tensor, ledger.numbers_of(tensor)):
             elements[format] = elements.get(format, 0) + layers * tensor.elements
     most = max(elements, key=elements.__getitem__, default=None)
     return most or formats.get("bf16")

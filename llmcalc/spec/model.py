@@ -579,6 +579,10 @@ class Ledger:
             start += run.count
         return numbers
 
+    def numbers_of(self, tensor: StoredTensor) -> tuple[int, ...] | None:
+        """Return the numbers of the layers that store a tensor, `None` outside of them."""
+        return self.layer_numbers.get(tensor.label) if tensor.layered else None
+
 
 def _same(spec: ModelSpec) -> ModelSpec:
     return spec

@@ -244,19 +244,33 @@ def test_whatever_was_given_before_arguments_are_answered_as_by_a_fresh_descript
         assert ask(spec, question, arguments) == ask(house.model(name), question, arguments)
 
 
-@pytest.mark.parametrize("question", ASKS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_scheme_is_answered_after_every_other_one_as_by_a_fresh_description(
-    name: str, question: str
+#: Values of each argument that look alike: of one name, of one kind, made for other models.
+VALUES: Final[dict[str, tuple[Any, ...]]] = {
+    "weights": tuple(range(len(SCHEMES))),
+    "kv": ("bf16", "fp8", own_format(1), own_format(3)),
+    "state": tuple(STATES),
+    "engine": tuple(ENGINES),
+    "layout": PLACES,
+}
+
+
+@pytest.mark.parametrize("argument", VALUES)
+@pytest.mark.parametrize(
+    "name", ["google/gemma-2-2b", "openai/gpt-oss-20b", "Qwen/Qwen3-Next-80B-A3B-Instruct"]
+)
+def test_every_value_is_answered_after_every_other_one_as_by_a_fresh_description(
+    name: str, argument: str
 ) -> None:
-    """Schemes that look alike: of one name, of one kind, made for other models."""
     spec = house.model(name)
-    rest = {"kv": "bf16", "state": "fp32", "engine": "vllm", "layout": Layout()}
-    places = range(len(SCHEMES))
-    first = [ask(spec, question, {**rest, "weights": place}) for place in places]
-    spec.ledger.kept.clear()
-    last = [ask(spec, question, {**rest, "weights": place}) for place in reversed(places)]
-    assert first == last[::-1]
+    rest: dict[str, Any] = {
+        "weights": 0, "kv": "bf16", "state": "fp32", "engine": "vllm", "layout": Layout(),
+    }  # fmt: skip
+    for question in ASKS:
+        given = [{**rest, argument: value} for value in VALUES[argument]]
+        first = [ask(spec, question, one) for one in given]
+        spec.ledger.kept.clear()
+        last = [ask(spec, question, one) for one in reversed(given)]
+        assert first == last[::-1], question
 
 
 def test_schemes_that_answer_differently_are_not_equal() -> None:
@@ -270,6 +284,42 @@ def test_schemes_that_answer_differently_are_not_equal() -> None:
     mixes = [formats.scheme("Q4_K_M", house.model(name)) for name in NAMES]
     assert len({*mixes}) == len(mixes)
     assert {*mixes} == {formats.scheme("Q4_K_M", house.model(name)) for name in NAMES}
+
+
+def turned(spec: ModelSpec) -> ModelSpec:
+    """Return a model with the same layers in the opposite order."""
+    return attrs.evolve(spec, layers=spec.layers[::-1])
+
+
+#: Schemes by their names, which are made for a model, and one that patterns give layer by layer.
+MADE: Final[dict[str, Callable[[ModelSpec], Any]]] = {
+    "Q4_K_M": lambda spec: formats.scheme("Q4_K_M", spec),
+    "IQ2_XS": lambda spec: formats.scheme("IQ2_XS", spec),
+    "numbered": lambda spec: own_coverage(spec.ledger.layer_numbers, BYTE),
+    "not numbered": lambda _: own_coverage(None, BYTE),
+}
+
+
+@pytest.mark.parametrize("how", MADE)
+@pytest.mark.parametrize("name", ["google/gemma-2-2b", "openai/gpt-oss-20b",
+                                  "Qwen/Qwen3-Next-80B-A3B-Instruct"])  # fmt: skip
+def test_a_scheme_of_a_model_is_not_that_of_one_with_other_places_of_the_same_layers(
+    name: str, how: str
+) -> None:
+    """Each model has the formats of its own layers, whichever scheme it was asked about before."""
+    one, other = house.model(name), turned(house.model(name))
+    one_scheme, other_scheme = MADE[how](one), MADE[how](other)
+    question: dict[str, Any] = {"kv": "bf16", "state": "fp32", "layout": Layout()}
+    for asks in (ASKS["weights"], ASKS["bytes"], ASKS["time"]):
+        known = house.told(partial(asks, house.model(name), weights=one_scheme, **question))
+        assert known[0] != "refused"
+        again = house.told(partial(asks, one, weights=one_scheme, **question))
+        foreign = house.told(partial(asks, one, weights=other_scheme, **question))
+        assert again == known
+        assert foreign == known or (foreign[0] == "refused" and how in {"Q4_K_M", "IQ2_XS"})
+        assert house.told(partial(asks, one, weights=one_scheme, **question)) == known
+    if how != "not numbered":
+        assert one_scheme != other_scheme
 
 
 @pytest.mark.parametrize("mix", ["Q4_K_M", "IQ2_XS", "Q8_0"])
@@ -350,6 +400,13 @@ def test_arrays_that_are_overwritten_change_no_later_answer() -> None:
         lambda: (
             roofline.step_time(spec, house.H100, weights="bf16", kv="bf16", **house.MANY).seconds
         ),
+    )
+    recurrent = house.model("xlstm")
+    contexts = np.array([1, 2, 3])  # on which nothing depends
+    asks += (
+        lambda: roofline.flops(recurrent, batch=1, new=1, past=contexts).total,
+        lambda: memory.kv_cache_bytes(recurrent, context=contexts, kv="bf16").total,
+        lambda: memory.kv_cache_bytes(recurrent, context=contexts, kv="bf16").terms[0].value,
     )
     for once in asks:
         known = once()

@@ -70,11 +70,14 @@ def allowed(name: str, where: str, weights: str = "bf16") -> tuple[ModelSpec, La
 
 
 def by_path(answers: Iterable[Breakdown[Any, Any]]) -> Counter[tuple[str, ...]]:
-    """Return the sum of the terms of each path."""
+    """Return the sum of the terms of each path, which make up the total."""
     found: Counter[tuple[str, ...]] = Counter()
     for answer in answers:
+        own: Counter[tuple[str, ...]] = Counter()
         for term in answer.terms:
-            found[term.path] += term.value
+            own[term.path] += term.value
+        assert sum(own.values()) == pytest.approx(answer.total, rel=1e-12)
+        found.update(own)
     return found
 
 
@@ -148,6 +151,31 @@ def test_ranks_compute_everything_once_or_all_alike(name: str, where: str) -> No
             whole_copies = number.denominator == 1 or len(pieces) > 1
             assert whole_copies or (padded and layout.placement.vocab_multiple > 1), path
             assert 1 <= number <= (most + 1 if padded else most), path
+
+
+@pytest.mark.parametrize("weights", ["Q4_K_M", "awq-int4-g128", "checkpoint"])
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("name", house.MODELS)
+def test_stages_hold_the_layers_that_a_format_has(name: str, stages: int, weights: str) -> None:
+    """Each layer is on one stage, in its own format; what is stored once is where it is used."""
+    spec, layout = house.model(name), Layout(pipeline_parallel=stages)
+    try:
+        whole = by_path([memory.weight_bytes(spec, weights=weights)])
+        held = [
+            by_path([memory.weight_bytes(spec, weights=weights, layout=layout, rank=rank)])
+            for rank in range(stages)
+        ]
+    except LlmcalcError:
+        pytest.skip("the model does not allow the format or the layout")
+    shared = [tensor.path for tensor in spec.ledger.tensors if tensor.shared is not None]
+    for path, size in whole.items():
+        sizes = [one[path] for one in held]
+        if any(starts(path, known) for known in shared):
+            assert {*sizes} <= {0, size}, path
+            assert max(sizes) == size, path
+        else:
+            assert sum(sizes) == size, path
+    assert {path for one in held for path in one} == {*whole}
 
 
 # Memory and roofline ------------------------------------------------------------------------
