@@ -158,7 +158,7 @@ def budget(
     visible_bytes: int | None = None,
     engine: str | Engine = DEFAULT,
     share: float | None = None,
-    dtype: str | Format | None = None,
+    dtype: str | Format = "bf16",
     state: StateFormat = "fp32",
     index: str | Format | None = None,
     block_tokens: int | None = None,
@@ -180,8 +180,9 @@ def budget(
     (``gpu_memory_utilization``). A step's `batched_tokens` and `sequences` are by default the
     engine's for such a device. A term that is given, such as `activation_bytes`, is taken as it
     is; one that is not follows from the engine, and where that does not know it, the error says
-    which to give. `dtype` is bf16 unless given. Of `dtype`, `sequences`, `batched_tokens`,
-    `block_tokens` and `state_blocks` one is refused that has no effect on the engine's budget.
+    which to give. `dtype` is the format of the model's own numbers. Of `sequences`,
+    `batched_tokens`, `block_tokens` and `state_blocks` one is refused that has no effect on the
+    engine's budget.
     Figures are those of one device: `rank`, or else the one that a layout's engine waits for,
     because it holds fewest requests.
 
@@ -216,7 +217,6 @@ def budget(
     _check_effects(
         known,
         {
-            "dtype": dtype,
             "block_tokens": block_tokens,
             "batched_tokens": batched_tokens,
             "sequences": sequences,
@@ -231,7 +231,7 @@ def budget(
         kv=kv,
         state=state,
         index=index,
-        dtype="bf16" if dtype is None else dtype,
+        dtype=dtype,
         visible_bytes=visible,
         share=portion,
         block_tokens=block_tokens,
@@ -407,7 +407,6 @@ def with_effect(rule: PoolRule) -> frozenset[str]:
     """
     runs_step = "activation_bytes" in rule.asked
     effects = {
-        "dtype": runs_step or rule.holds_rotary_tables or rule.loads_as_allocated,
         "block_tokens": runs_step or _takes_blocks(rule),
         "batched_tokens": runs_step or _takes_blocks(rule),
         "sequences": runs_step,

@@ -160,7 +160,7 @@ def _budget(
         context=context,
         weights=weights,
         kv=kv,
-        dtype=dtype if "dtype" in effects else None,
+        dtype=dtype,
         device=device,
         visible_bytes=visible_bytes,
         engine=known,

@@ -969,8 +969,8 @@ def test_an_engine_of_ones_own_may_have_any_policy(rule: PoolRule) -> None:
     [
         ("vllm-0.19", {}),
         ("sglang-0.5", {"sequences": 7}),
-        ("tensorrt-llm-1.2", {"sequences": 7, "dtype": "bf16"}),
-        ("llama.cpp", {"sequences": 7, "dtype": "fp32", "state_blocks": 2}),
+        ("tensorrt-llm-1.2", {"sequences": 7}),
+        ("llama.cpp", {"sequences": 7, "state_blocks": 2}),
     ],
 )
 def test_what_has_no_effect_on_a_budget_is_refused(engine: str, refused: dict[str, Any]) -> None:
