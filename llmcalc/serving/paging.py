@@ -439,7 +439,8 @@ class Held:
             layers, slots = piece.on(rank.stage), cells(cache.span)
             slots = int(cache.span.slots(context)) if slots is None else slots
             if layers:
-                own = portion(slots, rank.slot_ranks(cache.span), rank.slot_rank)
+                ranks = rank.slot_ranks(cache.span)  # one where every rank has all of them
+                own = slots if ranks == 1 else portion(slots, ranks, rank.slot_rank)
                 yield piece.path, piece.each * piece.uses * layers * own
 
     def most(self, context: int) -> int:

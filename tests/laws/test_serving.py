@@ -312,6 +312,28 @@ def test_replicas_hold_requests_alike(policy: Any) -> None:
     assert first.blocks == last.blocks
 
 
+@pytest.mark.parametrize(
+    "name", ["llama-3-8b", "mamba-2.8b-hf", "Qwen3-Next-80B-A3B-Instruct", "DeepSeek-V4-Flash"]
+)
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_what_is_reserved_is_at_least_what_every_rank_holds(name: str, engine: str) -> None:
+    spec = load_model(name)
+    for layout in (Layout(tensor_parallel=2), Layout(tensor_parallel=4, decode_context_parallel=2)):
+        try:
+            layout.rank(0, spec)
+        except LlmcalcError:  # the model's heads forbid it
+            continue
+        for rank in range(layout.devices):
+            held = memory.kv_cache_bytes(spec, context=1024, kv="bf16", layout=layout, rank=rank)
+            asked: dict[str, Any] = {"context": 1024, "kv": "bf16", "policy": "contiguous"}
+            answer = serving.allocate(spec, engine=engine, layout=layout, rank=rank, **asked)
+            reserved = answer.bytes.by()["reserved"]
+            assert all(term.value >= 0 for term in answer.bytes.terms)
+            assert answer.bytes.total == held.total + reserved > 0
+            if engine == "vllm":  # which reserves the longest context, and no more
+                assert reserved == 0
+
+
 def test_sparse_attention_has_a_packed_cache() -> None:
     spec = load_model("DeepSeek-V3.2-Exp")
     # vLLM, MLAAttentionSpec and DeepseekV32IndexerCache; SGLang printed 43.67 GiB for 975 424.
