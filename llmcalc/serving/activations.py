@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from llmcalc import formats
 from llmcalc.boundary import whole_number
@@ -51,7 +51,8 @@ def activation_peak(
     `weights` matters where the kernels of a format have buffers of their own. The rule and what it
     was fitted to are the engine's (`llmcalc.engines.ActivationRule`); it covers attention,
     feed-forward layers and experts of text models, not vision towers. Raises
-    `llmcalc.LlmcalcError` where the engine has no rule.
+    `llmcalc.LlmcalcError` where the engine has no rule, and for a feed-forward of which no matrix
+    states that it makes or reads the inner result.
 
     >>> from llmcalc import GiB, load_model, serving
     >>> peak = serving.activation_peak(load_model("Qwen/Qwen2.5-7B"))
@@ -212,11 +213,18 @@ def _found(
     }
     found = []
     for path, linears in parts.items():
+        if path[0] in _INNER and not any(item.inner for item in linears):
+            unknown = f"must be given: no matrix of {' '.join(path)} states its inner width"
+            raise InvalidValueError("activation_bytes", None, unknown)
         keeps = rule.keeps_expert_buffers and path not in transient
         layer = _Layer(path[1], *_of_layer(linears, ranks, expert_ranks, rule, keeps=keeps))
         if layer.wide or layer.kept:
             found.append(layer)
     return tuple(found)
+
+
+#: The groups whose layers have an inner result, which a step's results are as wide as.
+_INNER: Final = frozenset({"feed_forward", "experts"})
 
 
 def _of_layer(

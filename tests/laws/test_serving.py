@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 import attrs
 import pytest
@@ -24,7 +25,7 @@ from llmcalc.engines import Engine, OfRest, PoolRule
 from llmcalc.errors import UnknownNameError
 from llmcalc.formats import Coverage, Rule
 from llmcalc.serving.logs import EngineLog
-from llmcalc.spec import Attention
+from llmcalc.spec import Attention, Axis, Block, Layer, Linear, Part
 from llmcalc.strategies import dense_specs
 from tests.truth import rows
 
@@ -1007,3 +1008,36 @@ def test_what_has_no_effect_on_a_budget_is_refused(engine: str, refused: dict[st
                 _budget(**given)
         else:
             assert _budget(**given).fits
+
+
+def test_a_feed_forward_whose_inner_width_is_not_stated_is_never_left_out() -> None:
+    class Narrow(Part):
+        group = "feed_forward"
+
+        def items(self, embed: Axis) -> Iterator[Linear]:
+            inner = Axis("inner", 2**16)
+            yield Linear(name="up", into=(embed,), out=((inner,),))
+            yield Linear(name="down", into=(inner,), out=((embed,),))
+
+    class Stated(Narrow):
+        def items(self, embed: Axis) -> Iterator[Linear]:
+            stated: tuple[Literal["made", "read"], ...] = "made", "read"
+            for item, inner in zip(super().items(embed), stated, strict=True):
+                yield attrs.evolve(item, name="any", of=item.of, inner=inner)
+
+    [run] = LLAMA.layers
+    attention = run.layer.blocks[0]
+
+    def model(part: Part) -> ModelSpec:
+        layer = Layer(blocks=(attention, Block(part=part, norm=None)))
+        return attrs.evolve(LLAMA, layers=(attrs.evolve(run, layer=layer),))
+
+    with pytest.raises(LlmcalcError, match=r"activation_bytes = None: .*feed_forward"):
+        serving.activation_peak(model(Narrow()))
+    whole = serving.activation_peak(model(Stated())).total
+    assert whole > serving.activation_peak(LLAMA).total
+    known = serving.budget(
+        model(Narrow()), visible_bytes=80 * GiB, context=100, weights="bf16", kv="bf16",
+        activation_bytes=GiB,
+    )  # fmt: skip
+    assert known.activation_bytes == GiB
